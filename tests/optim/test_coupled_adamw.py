@@ -130,7 +130,8 @@ def test_updates_sum_to_zero_when_gradients_do(rows, width, steps, beta1, beta2,
         betas=(beta1, beta2),
         weight_decay=0.0,
     )
-    assert (result - weight).sum(0).abs().max() <= 1e-12
+    # A step is about 1e-2; the gradients themselves sum to zero only up to rounding.
+    assert (result - weight).sum(0).abs().max() <= 1e-9
 
 
 @settings(max_examples=25, deadline=None)
