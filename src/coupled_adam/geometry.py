@@ -46,11 +46,10 @@ def isotropy(embedding: Tensor) -> float:
     An eigenvector has no sign of its own, but Z(c) and Z(-c) differ. The published code takes the
     sign that its solver happens to return; here the sign with the larger Z counts, so that the
     result is the same on every machine, for every rotation, and for a cloud whose mean is zero up
-    to rounding. The two agree closely where the cloud lies symmetrically about its mean (all signs
-    give 0.604 to 0.605 for unit-variance Gaussian rows shifted by half their length), because the
-    shift enters the ratio the same way on both sides. They part where rows are spread unevenly
-    along the shift: with exponentially distributed shifts the published value can be 0.43 or 0.63,
-    by the sign of one vector, and this function gives the lower one.
+    to rounding. The choice hardly matters where the cloud lies symmetrically about its mean:
+    Gaussian rows of length 1, shifted by 0.5, give 0.604 to 0.605 for any signs. It does where the
+    rows are spread unevenly along the shift: with exponentially distributed shifts of mean 0.6 the
+    published code may return 0.43 or 0.63, by the sign of one vector, and this function gives 0.43.
 
     Long embeddings lower the value even if no direction is preferred: Iso changes with scale.
     Where E^T E has a repeated non-zero eigenvalue, its eigenvectors, and so Iso, are not unique.
@@ -59,7 +58,7 @@ def isotropy(embedding: Tensor) -> float:
         embedding: token embeddings, shape [V, H].
 
     Returns:
-        A number in (0, 1]; 1 means that no direction is preferred. (Below 1e-308 it comes out as 0.)
+        A number in (0, 1]; 1: no direction is preferred (below 1e-308 it comes out as 0).
 
     Raises:
         ValueError: see the top of this module.
