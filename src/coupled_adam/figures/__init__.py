@@ -1,0 +1,197 @@
+"""Live figures in plain JavaScript and SVG: no library, no kernel, no network.
+
+Each function returns a :class:`LiveFigure`. As the last value of a notebook cell it shows itself;
+on a page of prose, ``figures.cloud().html()`` is the same figure as a string.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from coupled_adam.figures._pictures import NAMES, picture
+
+__all__ = ["LiveFigure", "cloud", "moments", "step_size", "toy_updates"]
+
+_SCRIPTS = {
+    "cloud": ("common.js", "model.js", "cloud.js"),
+    "moments": ("common.js", "axes.js", "moments.js"),
+    "step_size": ("common.js", "axes.js", "step_size.js"),
+    "toy_updates": ("common.js", "model.js", "toy_updates.js"),
+}
+
+
+@dataclass(frozen=True)
+class LiveFigure:
+    """A figure that is live wherever scripts run, and a picture where they do not.
+
+    Attributes:
+        kind: which figure it is, the name of the function that makes it.
+        config: what its script is given; plain values only.
+        alt: the text alternative.
+    """
+
+    kind: str
+    config: dict[str, Any]
+    alt: str
+
+    def html(self) -> str:
+        """The figure as one self-contained piece of HTML: a division, its style and its script.
+
+        The same call gives the same string, and the string may stand on a page any number of times:
+        it holds no ids, and the script builds whichever figures of its kind are not built yet.
+        """
+        config = html.escape(json.dumps(self.config), quote=True)
+        alt = html.escape(self.alt, quote=True)
+        return (
+            f'<div class="live-figure" data-figure="{self.kind}" data-config="{config}"'
+            f' role="figure" aria-label="{alt}"><noscript>{alt}</noscript></div>\n'
+            f"<style>{_style()}</style>\n<script>{_script(self.kind)}</script>"
+        )
+
+    def png(self) -> bytes:
+        """The figure's first view as an opaque picture. Needs matplotlib."""
+        return picture(self.kind, self.config)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {
+            "text/html": self.html(),
+            "image/png": base64.b64encode(self.png()).decode(),
+            "text/plain": self.alt,
+        }
+
+
+def cloud(exponent: float = 1.0, alt: str | None = None) -> LiveFigure:
+    """A cloud of 400 tokens, trained in the reader's browser by SGD, Adam and Coupled Adam.
+
+    Args:
+        exponent: Zipf exponent of the token frequencies to begin with, in [0, 2].
+        alt: text alternative, if the default does not fit the place.
+
+    Raises:
+        ValueError: if the exponent is outside [0, 2].
+    """
+    if not 0 <= exponent <= 2:
+        raise ValueError(f"exponent is {exponent}; the figure's knob goes from 0 to 2")
+    default = (
+        "Three panels, each with the embeddings of the same 400 tokens in the plane, trained step "
+        "by step on the same batches. With word frequencies as skewed as in natural text, Adam's "
+        "cloud leaves the origin as a block, against the mean hidden state, and an arrow from the "
+        "origin to its mean grows; the clouds of SGD and of Coupled Adam spread too, but their "
+        "mean stays on the origin. Below are a play button and sliders for the skew and for the "
+        "training step."
+    )
+    return LiveFigure("cloud", {"exponent": exponent, "seed": 1}, alt or default)
+
+
+def moments(alt: str | None = None) -> LiveFigure:
+    """A noisy gradient, its two moments, and the step that Adam makes of them.
+
+    Args:
+        alt: text alternative, if the default does not fit the place.
+    """
+    default = (
+        "Left, 120 noisy gradients whose signal changes sign half-way, with the running first "
+        "moment as a line and the root of the second moment as a band. Right, Adam's step, the "
+        "ratio of the two, which stays between about -1 and 1 learning rates. Below, the mean size "
+        "of a step: scaling the gradient by a power of ten moves SGD's as far, and leaves Adam's "
+        "where it is. Sliders set the scale, the noise and both betas."
+    )
+    config = {"beta1": 0.9, "beta2": 0.95, "noise": 1.0, "power": 0, "seed": 4}
+    return LiveFigure("moments", config, alt or default)
+
+
+def step_size(alt: str | None = None, frequencies: Sequence[float] | None = None) -> LiveFigure:
+    """The skew of a vocabulary against the step size that Adam gives each token.
+
+    Assumes what the chapter measures: a token's second moment is proportional to its frequency.
+
+    Args:
+        alt: text alternative, if the default does not fit the place.
+        frequencies: counts or frequencies of the tokens of a text, in any order, to be drawn beside
+            Zipf's law; tokens that never occur are left out. Without it the vocabulary has 50,257
+            tokens, as GPT-2's.
+
+    Raises:
+        ValueError: if a frequency is negative or not finite, or if fewer than two are positive.
+    """
+    config: dict[str, Any] = {"exponent": 1.0, "tokens": 50257, "frequencies": None, "ratio": None}
+    if frequencies is not None:
+        values = np.asarray(frequencies, dtype=np.float64).ravel()
+        if not np.isfinite(values).all() or (values < 0).any():
+            raise ValueError("frequencies must be finite and not negative: give counts per token")
+        values = np.sort(values[values > 0])[::-1]
+        if len(values) < 2:
+            raise ValueError(f"frequencies has {len(values)} positive entries; at least 2 needed")
+        values = values / values.sum()
+        ranks = np.unique(np.geomspace(1, len(values), 60).round().astype(int))
+        config["tokens"] = len(values)
+        config["frequencies"] = [[int(r), float(f"{values[r - 1]:.4g}")] for r in ranks]
+        config["ratio"] = float(np.sqrt(values[0] / values[-1]))
+    tokens = config["tokens"]
+    smallest = min(float(tokens) ** -2 / 2, *(f for _, f in config["frequencies"] or [[1, 1.0]]))
+    config["lowest"] = int(np.floor(np.log10(smallest)))
+    default = (
+        "Left, the frequency of each token by rank, a falling straight line on logarithmic axes. "
+        "Right, the size of the step that each optimizer allows it: Adam's line rises by half the "
+        "slope, so that the rarest token steps hundreds of times as far as the most frequent one; "
+        "Coupled Adam and SGD have one flat line for all. Sliders set the skew and pick a rank."
+    )
+    return LiveFigure("step_size", config, alt or default)
+
+
+def toy_updates(optimizers: Sequence[str] = ("sgd", "adamw"), alt: str | None = None) -> LiveFigure:
+    """Eight tokens in the plane, their update vectors at one step, and the sum of the vectors.
+
+    Args:
+        optimizers: one panel each, from ``"sgd"``, ``"adamw"`` and ``"coupled"``.
+        alt: text alternative, if the default does not fit the place.
+
+    Raises:
+        ValueError: if an optimizer is unknown, given twice, or none is given.
+    """
+    chosen = tuple(optimizers)
+    unknown = [name for name in chosen if name not in NAMES]
+    if unknown or not chosen or len(set(chosen)) != len(chosen):
+        raise ValueError(f"optimizers is {chosen}; choose from {tuple(NAMES)}, each at most once")
+    ends = {
+        "sgd": "With SGD the sum is zero at every step.",
+        "adamw": "With Adam the sum is several times as long as any single update and points "
+        "against the mean hidden state, the more so the rarer the rare tokens are.",
+        "coupled": "With Coupled Adam the sum is zero at every step.",
+    }
+    default = (
+        "Eight tokens in the plane, two frequent and six rare, each with its update at one "
+        "training step as a thin arrow; a thick arrow from the origin is the sum of all updates. "
+        + " ".join(ends[name] for name in chosen)
+        + " Sliders set how rare the rare tokens are and the training step."
+    )
+    config = {"optimizers": list(chosen), "rarity": 0.001, "seed": 3}
+    return LiveFigure("toy_updates", config, alt or default)
+
+
+@cache
+def _style() -> str:
+    return _source("figures.css")
+
+
+@cache
+def _script(kind: str) -> str:
+    body = "\n".join(_source(name) for name in _SCRIPTS[kind])
+    # A closing tag inside a string would end the script for the browser.
+    return f'(() => {{\n"use strict";\n{body}\n}})();'.replace("</script", "<\\/script")
+
+
+def _source(name: str) -> str:
+    """A script or style without its comment lines and indentation, which readers need not load."""
+    text = files(__package__).joinpath(name).read_text(encoding="utf-8")
+    lines = (line.strip() for line in text.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("//"))

@@ -1,0 +1,147 @@
+"""Pictures of the live figures as they first look: for places that do not run scripts."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from coupled_adam.figures import _arithmetic as arithmetic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {"sgd": "#009E73", "adamw": "#D55E00", "coupled": "#0072B2"}
+NAMES = {"sgd": "SGD", "adamw": "Adam", "coupled": "Coupled Adam"}
+MARKERS = {"sgd": "o", "adamw": "s", "coupled": "D"}
+
+
+def picture(kind: str, config: dict[str, Any]) -> bytes:
+    """One figure as an opaque PNG.
+
+    Args:
+        kind: name of the figure.
+        config: what its script is given.
+    """
+    # Not through pyplot: that would leave open figures behind and disturb a notebook's own.
+    from matplotlib.figure import Figure
+
+    columns = {"cloud": 3, "toy_updates": len(config.get("optimizers", ()))}.get(kind, 2)
+    height = {"cloud": 3.6, "toy_updates": 3.9}.get(kind, 3.4)
+    figure = Figure(figsize=(9.2, height), dpi=130, facecolor="white", layout="constrained")
+    panels = [figure.add_subplot(1, columns, k + 1) for k in range(columns)]
+    for panel in panels:
+        panel.grid(alpha=0.2)
+        panel.spines[["top", "right"]].set_visible(False)
+    {"cloud": _cloud, "moments": _moments, "step_size": _step_size, "toy_updates": _toy}[kind](
+        panels, config
+    )
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def _arrow(panel: Axes, start: Any, end: Any, **style: Any) -> None:
+    panel.annotate(
+        "",
+        xy=end,
+        xytext=start,
+        arrowprops={"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0} | style,
+    )
+
+
+def _plane(panel: Axes, half: float) -> None:
+    panel.axhline(0, color="0.4", linewidth=0.8)
+    panel.axvline(0, color="0.4", linewidth=0.8)
+    panel.set(xlim=(-half, half), ylim=(-half, half), aspect="equal", xlabel="dimension 1")
+    panel.locator_params(nbins=5)
+
+
+def _cloud(panels: list[Axes], config: dict[str, Any]) -> None:
+    _, runs = arithmetic.cloud_run(config["exponent"], config["seed"])
+    frequencies = arithmetic.zipf(arithmetic.CLOUD_TOKENS, config["exponent"])
+    half = 1.08 * max(1.2, *(float(np.abs(run.path[-1]).max()) for run in runs.values()))
+    for panel, (name, run) in zip(panels, runs.items(), strict=True):
+        rows = run.path[-1]
+        panel.scatter(
+            *rows.T, s=3 + 900 * frequencies, color=COLOURS[name], alpha=0.55, linewidth=0
+        )
+        _plane(panel, half)
+        _arrow(panel, (0, 0), rows.mean(axis=0), linewidth=2.5, color="black")
+        panel.set_title(f"{NAMES[name]}: {arithmetic.relative_mean_norm(rows):.2f}")
+    panels[0].set_ylabel("dimension 2")
+
+
+def _moments(panels: list[Axes], config: dict[str, Any]) -> None:
+    knobs = {key: config[key] for key in ("beta1", "beta2", "noise", "seed")}
+    series = arithmetic.moment_series(**knobs, scale=10 ** config["power"])
+    steps = np.arange(1, arithmetic.MOMENT_STEPS + 1)
+    left, right = panels
+    left.fill_between(
+        steps, -series["root"], series["root"], color=COLOURS["adamw"], alpha=0.25,
+        linewidth=0, label=r"$\pm\sqrt{\hat v_t}$",
+    )  # fmt: skip
+    left.plot(steps, series["g"], ".", color="0.55", markersize=4, label="$g_t$")
+    left.plot(steps, series["m"], color="black", linewidth=2, label=r"$\hat m_t$")
+    left.set(title="The gradient and its moments", xlabel="step $t$", ylabel="gradient")
+    left.legend(frameon=False, ncols=3, loc="upper right")
+    right.axhline(0, color="0.4", linewidth=0.8)
+    right.plot(steps, series["step"], color="black", linewidth=2)
+    right.set(
+        title="Adam's step, first over root second moment",
+        xlabel="step $t$",
+        ylabel="step, in learning rates",
+        ylim=(-1.5, 1.5),
+    )
+
+
+def _step_size(panels: list[Axes], config: dict[str, Any]) -> None:
+    tokens = config["tokens"]
+    ranks = np.arange(1, tokens + 1)
+    law = arithmetic.zipf(tokens, config["exponent"])
+    left, right = panels
+    left.plot(ranks, law, color="black", label="Zipf")
+    right.plot(
+        ranks, arithmetic.relative_step(law, tokens), color=COLOURS["adamw"], label=NAMES["adamw"]
+    )
+    if config["frequencies"]:
+        at, frequencies = np.array(config["frequencies"]).T
+        style: dict[str, Any] = {"markersize": 4, "markerfacecolor": "none", "alpha": 0.7}
+        left.plot(at, frequencies, "o", color="0.3", label="the text", **style)
+        steps = arithmetic.relative_step(frequencies, tokens)
+        right.plot(at, steps, "o", color=COLOURS["adamw"], **style)
+    right.axhline(1, color=COLOURS["coupled"], linewidth=2, label=NAMES["coupled"])
+    right.axhline(1, color=COLOURS["sgd"], linewidth=2, linestyle=(0, (4, 4)), label=NAMES["sgd"])
+    for panel, title, label in (
+        (left, "How often a token occurs", "frequency"),
+        (right, "How far it is let step", "step ÷ shared step"),
+    ):
+        panel.set(xscale="log", yscale="log", title=title, xlabel="rank of the token", ylabel=label)
+        panel.legend(frameon=False)
+
+
+def _toy(panels: list[Axes], config: dict[str, Any]) -> None:
+    model, runs, batches = arithmetic.toy_run(
+        tuple(config["optimizers"]), config["rarity"], config["seed"]
+    )
+    seen = batches[0].any(axis=0)
+    for panel, (name, run) in zip(panels, runs.items(), strict=True):
+        _plane(panel, 3)
+        change = run.updates[0]
+        longest = np.linalg.norm(change, axis=1).max()
+        scale = 0.42 / longest
+        for row, move, present in zip(model.embeddings, scale * change, seen, strict=True):
+            panel.plot(
+                *row, MARKERS[name], color=COLOURS[name], markersize=6,
+                markerfacecolor=COLOURS[name] if present else "white",
+            )  # fmt: skip
+            _arrow(panel, row, row + move, linewidth=1, color="0.25")
+        total = change.sum(axis=0)
+        ratio = np.linalg.norm(total) / longest
+        if ratio < 1e-9:
+            panel.plot(0, 0, "o", color="black", markersize=6)
+        else:
+            _arrow(panel, (0, 0), scale * total, linewidth=2.5, color="black")
+        panel.set_title(f"{NAMES[name]}: sum {'0' if ratio < 1e-9 else f'{ratio:.1f} × longest'}")
+    panels[0].set_ylabel("dimension 2")
