@@ -49,7 +49,7 @@ def isotropy(embedding: Tensor) -> float:
     to rounding. The choice hardly matters where the cloud lies symmetrically about its mean:
     Gaussian rows of length 1, shifted by 0.5, give 0.604 to 0.605 for any signs. It does where the
     rows are spread unevenly along the shift: with exponentially distributed shifts of mean 0.6 the
-    published code may return 0.43 or 0.63, by the sign of one vector, and this function gives 0.43.
+    published code may return about 0.4 or 0.6, by the sign of one vector; this function gives 0.4.
 
     Long embeddings lower the value even if no direction is preferred: Iso changes with scale.
     Where E^T E has a repeated non-zero eigenvalue, its eigenvectors, and so Iso, are not unique.
