@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coupled_adam.text import Corpus, TextError, cache, load, sources, tokens
+from coupled_adam.text.corpus import open_corpus
+
+# Writes a text to a cache; stops for good in the middle of the tokens if asked to.
+WRITER = """
+import sys, time
+from coupled_adam.text import load, tokens
+
+append = tokens._append
+
+def stuck(file, ids):
+    append(file, ids)
+    file.flush()
+    print("writing", flush=True)
+    time.sleep(60)
+
+if sys.argv[3] == "stuck":
+    tokens._append = stuck
+print(load(sys.argv[1], 300, cache=sys.argv[2]).fingerprint)
+"""
+
+
+def start_writer(text_file: Path, folder: Path, how: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", WRITER, str(text_file), str(folder), how]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def entries(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.suffix != ".lock")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def corpus(text_file, folder) -> Corpus:
+    return load(text_file, 300, cache=folder)
+
+
+def test_a_text_is_encoded_only_once(corpus, text_file, folder, monkeypatch):
+    monkeypatch.setattr(sources, "write_text", lambda *_: pytest.fail("built again"))
+    again = load(text_file, 300, cache=folder)
+    assert np.array_equal(again.train, corpus.train)
+    assert np.array_equal(again.validation, corpus.validation)
+    assert again.fingerprint == corpus.fingerprint
+
+
+def test_an_entry_says_what_it_holds(corpus):
+    meta = json.loads((corpus.folder / "meta.json").read_text())
+    assert meta["tokens"] == {"train": len(corpus.train), "validation": len(corpus.validation)}
+    assert meta["dtype"] == "<u2"
+    assert set(meta["files"]) | {"meta.json"} == {p.name for p in corpus.folder.iterdir()}
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_write_leaves_nothing_behind(text_file, folder, monkeypatch, error):
+    def interrupted(file, ids):
+        file.write(b"half")
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens, "_append", interrupted)
+        with pytest.raises(error):
+            load(text_file, 300, cache=folder)
+    assert entries(folder) == []
+    assert len(load(text_file, 300, cache=folder).train) > 1000
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_behind(text_file, folder, monkeypatch):
+    def full(file, ids):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tokens, "_append", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        load(text_file, 300, cache=folder)
+    assert caught.value.errno == errno.ENOSPC
+    assert str(folder) in str(caught.value)
+    assert "COUPLED_ADAM_CACHE" in str(caught.value)
+    assert entries(folder) == []
+
+
+def test_a_cache_folder_that_cannot_be_made_is_named(text_file, tmp_path):
+    with pytest.raises(OSError, match=r"cannot write token files .*nonsense\.txt"):
+        load(text_file, 300, cache=text_file / "cache")
+
+
+def test_a_killed_writer_is_cleaned_up_after(text_file, folder):
+    writer = start_writer(text_file, folder, "stuck")
+    assert writer.stdout.readline() == "writing\n"
+    assert [Path(name).suffix for name in entries(folder)] == [".tmp"]
+    writer.kill()
+    writer.wait()
+    writer.stdout.close()
+    load(text_file, 301, cache=folder)  # another entry: the next start of any kind cleans up
+    assert len(entries(folder)) == 1
+    corpus = load(text_file, 300, cache=folder)
+    assert corpus.counts.sum() == len(corpus.train)
+
+
+def test_a_living_writer_is_left_alone(text_file, folder):
+    writer = start_writer(text_file, folder, "stuck")
+    try:
+        assert writer.stdout.readline() == "writing\n"
+        before = entries(folder)
+        load(text_file, 301, cache=folder)
+        assert set(before) < set(entries(folder))
+    finally:
+        writer.kill()
+        writer.wait()
+        writer.stdout.close()
+
+
+def test_two_processes_can_build_the_same_text_at_once(text_file, folder):
+    writers = [start_writer(text_file, folder, "once") for _ in range(2)]
+    answers = [writer.communicate(timeout=60)[0].strip() for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert answers[0] == answers[1] == load(text_file, 300, cache=folder).fingerprint
+    assert len(entries(folder)) == 1
+
+
+def test_who_comes_second_waits_and_does_not_build(folder, monkeypatch):
+    # The other process is played by the lock that it would hold.
+    def write(temporary):
+        pytest.fail("built although another process had just done so")
+
+    final = cache.cache_folder(folder) / "x"
+    folder.mkdir()
+
+    def other_process_ends(seconds):
+        final.mkdir()
+        (final / "meta.json").write_text('{"files": {}}')
+        held.__exit__(None, None, None)
+
+    digest = type("Digest", (), {"hexdigest": lambda self: "x"})
+    monkeypatch.setattr(cache.hashlib, "sha256", lambda text: digest())
+    monkeypatch.setattr(cache.time, "sleep", other_process_ends)
+    held = cache._locked(cache._lock_file(final))
+    held.__enter__()
+    assert cache.entry(folder, {}, write) == final
+
+
+def truncated(folder):
+    path = folder / "train.bin"
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def altered(folder):
+    path = folder / "validation.bin"
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def without_meta(folder):
+    (folder / "meta.json").unlink()
+
+
+def with_half_a_meta(folder):
+    path = folder / "meta.json"
+    path.write_text(path.read_text()[:50])
+
+
+def with_an_odd_meta(folder):
+    (folder / "meta.json").write_text("[]")
+
+
+def without_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [truncated, altered, without_meta, with_half_a_meta, with_an_odd_meta, without_tokenizer],
+)
+def test_a_damaged_entry_is_built_again(text_file, folder, damage):
+    fingerprint = load(text_file, 300, cache=folder).fingerprint
+    (entry,) = entries(folder)
+    damage(folder / entry)
+    again = load(text_file, 300, cache=folder)
+    assert again.fingerprint == fingerprint
+    assert cache.is_whole(again.folder)
+
+
+def test_a_folder_that_is_gone_is_named(corpus):
+    folder = corpus.folder
+    shutil.rmtree(folder)
+    with pytest.raises(TextError, match=r"token files of nonsense are gone .* load the text again"):
+        open_corpus(folder, corpus.name)
+
+
+def test_the_cache_folder_can_be_chosen(tmp_path, monkeypatch):
+    monkeypatch.setenv("COUPLED_ADAM_CACHE", str(tmp_path / "chosen"))
+    assert cache.cache_folder() == tmp_path / "chosen"
+    assert cache.cache_folder(tmp_path / "given") == tmp_path / "given"
+    monkeypatch.delenv("COUPLED_ADAM_CACHE")
+    variable = "LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME"
+    monkeypatch.setenv(variable, str(tmp_path))
+    assert cache.cache_folder() == tmp_path / "coupled-adam"
+    monkeypatch.delenv(variable)
+    assert cache.cache_folder().is_relative_to(Path.home())
