@@ -1,0 +1,193 @@
+"""What holds the project together: one address, one version, exact requirements, fresh results."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import build_book
+import environment
+import nbformat
+import notebooks
+import pytest
+import repository
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from packaging.requirements import Requirement
+
+ROOT = notebooks.ROOT
+# Other people's repositories that the book links to, as owner/name.
+OTHER_REPOSITORIES: set[str] = set()
+
+
+def own_text_files() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+    ).stdout.split("\0")
+    suffixes = {".cff", ".css", ".ipynb", ".js", ".md", ".py", ".toml", ".txt", ".yml", ".bib", ""}
+    paths = [ROOT / name for name in listed if name]
+    return [path for path in paths if path.is_file() and path.suffix in suffixes]
+
+
+def wrong_links(text: str) -> list[str]:
+    ours = "/".join(repository.owner_and_name())
+    found = []
+    for link in repository.LINK.finditer(text):
+        name = f"{link[1]}/{link[2].removesuffix('.git')}"
+        others = set() if link[0].startswith("colab") else OTHER_REPOSITORIES
+        if name != ours and name not in others and "{" not in name:
+            found.append(link[0])
+    pages = re.findall(r"https://[\w-]+\.github\.io/[\w.-]+/", text)
+    return found + [link for link in pages if link != repository.site()]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_every_link_to_a_repository_is_to_the_one_in_the_config():
+    texts = {path: path.read_text(encoding="utf-8") for path in own_text_files()}
+    wrong = {str(path): wrong_links(text) for path, text in texts.items() if wrong_links(text)}
+    assert not wrong
+    assert texts
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "https://github.com/" + "somebody/coupled-adam",
+        "https://colab.research.google.com/github/" + "somebody/coupled-adam/blob/main/x.ipynb",
+        "git+https://github.com/" + "coupled-adam/other",
+        "https://somebody.github" + ".io/coupled-adam/",
+    ],
+)
+def test_a_wrong_link_is_found(link):
+    assert wrong_links(f"see {link} for more")
+
+
+def test_the_links_of_the_config_and_the_citation_agree():
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert config["html"]["baseurl"] == repository.site() == citation["url"]
+    assert config["sphinx"]["config"]["ogp_site_url"] == repository.site()
+    assert citation["repository-code"] == repository.address()
+
+
+def test_the_version_is_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert project["version"] == citation["version"] == metadata.version("coupled-adam")
+
+
+def test_what_is_installed_is_what_the_requirements_pin():
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    pins = [Requirement(line) for line in text.splitlines() if line and not line.startswith("#")]
+    wanted = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
+    assert all(str(pin.specifier).startswith("==") for pin in pins)
+    different = [pin for pin in wanted if metadata.version(pin.name) not in pin.specifier]
+    assert not [str(pin) for pin in different], "install requirements.txt, or pin what you tested"
+
+
+def test_the_library_needs_nothing_that_is_not_pinned():
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    pins = [Requirement(line) for line in text.splitlines() if line and not line.startswith("#")]
+    pinned = {pin.name.lower(): str(pin.specifier).removeprefix("==") for pin in pins}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]["book"]
+    for need in map(Requirement, [*project["dependencies"], *extras]):
+        assert pinned[need.name.lower()] in need.specifier
+
+
+def test_an_old_python_is_refused_with_a_sentence(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 10, 4))
+    with pytest.raises(SystemExit, match=r"needs Python 3\.11 or later"):
+        environment.set_up()
+
+
+@pytest.fixture
+def small_project(tmp_path, monkeypatch):
+    """A project with one chapter, in whose place the tools look."""
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    monkeypatch.setattr(notebooks, "EXECUTED", tmp_path / "executed")
+    for folder in ("chapters", "src/coupled_adam"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "src/coupled_adam/__init__.py").write_text("value = 1\n")
+    write_chapter(tmp_path, "print(1)")
+    return tmp_path
+
+
+def write_chapter(project: Path, code: str, prose: str = "# 1. A chapter") -> Path:
+    path = project / "chapters" / "01-one.ipynb"
+    cells = [new_markdown_cell(prose), new_code_cell(code)]
+    nbformat.write(new_notebook(cells=cells), path)
+    return path
+
+
+def test_a_chapter_is_stale_when_its_code_or_the_library_changes_but_not_its_prose(small_project):
+    path = write_chapter(small_project, "print(1)")
+    key = notebooks.key(path)
+    write_chapter(small_project, "print(1)", prose="# 1. Another title")
+    assert notebooks.key(path) == key
+    write_chapter(small_project, "print(2)")
+    assert notebooks.key(path) != key
+    write_chapter(small_project, "print(1)")
+    assert notebooks.key(path) == key
+    (small_project / "src/coupled_adam/__init__.py").write_text("value = 2\n")
+    assert notebooks.key(path) != key
+
+
+def test_outputs_of_other_code_are_never_shown(small_project):
+    path = write_chapter(small_project, "print(1)")
+    notebooks.EXECUTED.mkdir()
+    shutil.copy(path, notebooks.executed_copy(path))
+    assert notebooks.with_outputs(path).cells
+    write_chapter(small_project, "print(2)")
+    with pytest.raises(notebooks.ChapterError, match="has changed since"):
+        notebooks.with_outputs(path)
+
+
+def test_a_chapter_that_raises_is_reported_and_not_kept(small_project, capfd):
+    path = write_chapter(small_project, "raise RuntimeError('the reason')")
+    assert not notebooks._execute(path, small_project / "src", small_project / "work")
+    assert "the reason" in capfd.readouterr().out
+    assert notebooks.stale() == [path]
+
+
+def test_a_chapter_runs_alone_with_the_library_it_is_given(small_project):
+    code = "import coupled_adam, os; print(coupled_adam.value, os.listdir())"
+    path = write_chapter(small_project, code)
+    assert notebooks._execute(path, small_project / "src", small_project / "work")
+    assert notebooks.stale() == []
+    assert notebooks.with_outputs(path).cells[1].outputs[0].text == "1 ['01-one.ipynb']\n"
+
+
+def test_a_claim_stated_twice_is_refused(small_project):
+    path = write_chapter(small_project, "claim(...)")
+    notebook = nbformat.read(path, as_version=4)
+    data = {notebooks.CLAIM_TYPE: {"anchor": "claim-x"}}
+    output = nbformat.v4.new_output("display_data", data=data)
+    notebook.cells[1].outputs = [output, output]
+    notebooks.EXECUTED.mkdir()
+    nbformat.write(notebook, notebooks.executed_copy(path))
+    with pytest.raises(notebooks.ChapterError, match="states a claim twice: claim-x"):
+        notebooks.claims(path)
+
+
+def test_the_setup_cell_and_colab_line_are_written_once(small_project, monkeypatch):
+    path = write_chapter(small_project, "print(1)", prose="# 1. A chapter\n\nWhy?")
+    repository.rewrite(path)
+    once = path.read_bytes()
+    repository.rewrite(path)
+    assert path.read_bytes() == once
+    cells = nbformat.read(path, as_version=4).cells
+    assert cells[0].source == f"# 1. A chapter\n\n{repository.colab_line(path)}\n\nWhy?"
+    monkeypatch.setattr(repository, "address", lambda: "https://github.com/" + "else/where")
+    repository.rewrite(path)
+    text = path.read_text(encoding="utf-8")
+    assert "coupled-adam/coupled-adam" not in text and text.count("else/where") == 2
+
+
+def test_the_site_key_sees_the_pages():
+    assert all((ROOT / name).exists() for name in build_book.PAGES if name != "data")
