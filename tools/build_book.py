@@ -40,13 +40,8 @@ def build() -> Path:
     print("Building the site (about half a minute).", flush=True)
     STAMP.unlink(missing_ok=True)
     # All of it anew: Sphinx does not see that the outputs of a page have changed.
-    for leftover in (
-        SITE,
-        CACHE,
-        notebooks.BUILD / ".doctrees",
-        notebooks.BUILD / "jupyter_execute",
-    ):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for name in ("html", ".jupyter_cache", ".doctrees", "jupyter_execute"):
+        shutil.rmtree(notebooks.BUILD / name, ignore_errors=True)
     _fill_cache()
     _run_jupyter_book()
     executed = len(get_cache(str(CACHE)).list_cache_records())
