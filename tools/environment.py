@@ -63,7 +63,8 @@ def _hash(*names: str) -> str:
 
 
 def _pip(*arguments: str) -> None:
-    command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
+    # Twice quiet: errors only.
+    command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "-qq", *arguments]
     if subprocess.run(command, cwd=ROOT).returncode:
         raise SystemExit("pip failed; its message is above.")
 
