@@ -1,0 +1,335 @@
+"""Arms and seeds side by side: runs in, tidy tables with intervals out."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor
+from tqdm import tqdm
+
+from coupled_adam.gpt import GPT, GPTConfig
+from coupled_adam.text import Corpus
+from coupled_adam.training import OPTIMIZERS, Step, TrainingConfig, train
+
+
+def small_config(corpus: Corpus, **changes: object) -> TrainingConfig:
+    """The small GPT of the chapters: two layers of width 128, half a minute on a laptop.
+
+    Args:
+        corpus: gives the size of the vocabulary.
+        changes: fields of ``TrainingConfig`` to set otherwise.
+
+    Returns:
+        A configuration: 200 steps of 512 tokens, peak learning rate 1e-3 after 20 steps of
+        warm-up, and for the rest the paper's recipe.
+    """
+    values = {
+        "model": GPTConfig(vocabulary_size=corpus.vocabulary_size, context=128),
+        "steps": 200,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "warmup_steps": 20,
+        "evaluate_every": 50,
+        "evaluation_tokens": 8192,
+        "checkpoint_every": 200,
+    }
+    return TrainingConfig(**{**values, **changes})
+
+
+@dataclass
+class Recording:
+    """What an observer kept of a run.
+
+    Attributes:
+        config: of the run.
+        learning_rates: shape [T].
+        mean_embedding: mean output embedding before the first step and after each, [T + 1, H].
+        mean_hidden: mean hidden state of each step's batch, [T, H].
+        std_hidden: its standard deviation in each coordinate, [T, H].
+        absent: share of the vocabulary that is not a target in the step, [T].
+        embeddings: output embeddings [V, H] after selected steps; 0 is the start.
+        second_moment: Adam's second moment of the output embeddings at the end, bias-corrected:
+            [V, H], or [H] if coupled, or None under SGD.
+        model: the trained model.
+        metrics: as in ``training.Run``.
+    """
+
+    config: TrainingConfig
+    learning_rates: np.ndarray
+    mean_embedding: np.ndarray
+    mean_hidden: np.ndarray
+    std_hidden: np.ndarray
+    absent: np.ndarray
+    embeddings: dict[int, np.ndarray]
+    second_moment: np.ndarray | None
+    model: GPT
+    metrics: pd.DataFrame
+
+    @property
+    def displacement(self) -> np.ndarray:
+        """How far the mean embedding is from where it started, after each step, [T, H]."""
+        return self.mean_embedding[1:] - self.mean_embedding[0]
+
+
+def record(
+    corpus: Corpus, config: TrainingConfig, snapshots: Iterable[int] = (1, 20, 60, 120)
+) -> Recording:
+    """Train while recording what the drift of the embeddings is made of.
+
+    Args:
+        corpus: text to train on.
+        config: the run.
+        snapshots: steps after which the whole embedding matrix is kept.
+
+    Returns:
+        The recording.
+    """
+    keep = set(snapshots)
+    lists: dict[str, list] = {"rate": [], "mean": [], "hidden": [], "std": [], "absent": []}
+    torch.manual_seed(config.seed)
+    start = GPT(config.model).output_embedding.detach().double()
+    embeddings = {0: start.numpy()}
+    lists["mean"].append(start.mean(0).numpy())
+    last: list[Step] = []
+
+    def observe(step: Step) -> None:
+        weight = step.model.output_embedding.detach()
+        lists["rate"].append(step.learning_rate)
+        lists["mean"].append(weight.double().mean(0).numpy())
+        lists["hidden"].append(step.hidden_states.mean(0).numpy())
+        lists["std"].append(step.hidden_states.std(0).numpy())
+        counts = torch.bincount(step.targets, minlength=len(weight))
+        lists["absent"].append((counts == 0).double().mean().item())
+        if step.number in keep:
+            embeddings[step.number] = weight.double().numpy()
+        last[:] = [step]
+
+    run = train(config, corpus, observe=observe, progress=False)
+    return Recording(
+        config,
+        np.array(lists["rate"]),
+        np.array(lists["mean"]),
+        np.array(lists["hidden"]),
+        np.array(lists["std"]),
+        np.array(lists["absent"]),
+        embeddings,
+        _second_moment(last[0].optimizers, run.model.output_embedding, config),
+        run.model,
+        run.metrics,
+    )
+
+
+def _second_moment(
+    optimizers: list[torch.optim.Optimizer], weight: Tensor, config: TrainingConfig
+) -> np.ndarray | None:
+    for optimizer in optimizers:
+        state = optimizer.state.get(weight, {})
+        if "exp_avg_sq" in state:
+            correction = 1 - config.betas[1] ** state["step"].item()
+            return (state["exp_avg_sq"].double() / correction).numpy()
+    return None
+
+
+@dataclass
+class Comparison:
+    """Arms trained on the same text with the same seeds.
+
+    Attributes:
+        metrics: one row per optimizer, seed and step; the columns of ``training.Run.metrics``.
+        embeddings: final output embeddings by (optimizer, seed), float32, [V, H].
+        second_moments: final second moment by (optimizer, seed), averaged over the columns for
+            Adam, [V]; for Coupled Adam the shared vector, [H]; SGD has none.
+    """
+
+    metrics: pd.DataFrame
+    embeddings: dict[tuple[str, int], np.ndarray] = field(repr=False)
+    second_moments: dict[tuple[str, int], np.ndarray] = field(repr=False)
+
+    @property
+    def final(self) -> pd.DataFrame:
+        """The last evaluated row of every run."""
+        evaluated = self.metrics.dropna(subset="validation_loss")
+        return evaluated.groupby(["optimizer", "seed"], sort=False).tail(1).reset_index(drop=True)
+
+
+def compare(
+    corpus: Corpus,
+    config: TrainingConfig,
+    *,
+    optimizers: Sequence[str] = OPTIMIZERS,
+    seeds: Sequence[int] = (0, 1, 2),
+    workers: int | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Train every optimizer with every seed; runs of one seed share start and batches.
+
+    Each run has a process and one thread to itself, which on small models is faster than one run
+    on all cores, and makes the numbers independent of how many cores there are.
+
+    Args:
+        corpus: text to train on.
+        config: the run; its optimizer and seed are replaced.
+        optimizers: arms.
+        seeds: one run of each arm a seed.
+        workers: processes at a time; as many as cores if not given.
+        progress: show a progress bar.
+
+    Returns:
+        The table of all metrics, and the trained embeddings.
+    """
+    arms = [(optimizer, seed) for seed in seeds for optimizer in optimizers]
+    jobs = [(corpus, replace(config, optimizer=o, seed=s)) for o, s in arms]
+    workers = min(workers or _cores(), len(jobs))
+    # Processes that start anew, since a forked copy of a process with threads can hang.
+    with ProcessPoolExecutor(
+        workers,
+        multiprocessing.get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    ) as pool:
+        results = list(
+            tqdm(pool.map(_arm, jobs), "runs", len(jobs), leave=False, disable=not progress)
+        )
+    tables, embeddings, seconds = zip(*results, strict=True)
+    labelled = [
+        table.assign(optimizer=o, seed=s) for table, (o, s) in zip(tables, arms, strict=True)
+    ]
+    return Comparison(
+        pd.concat(labelled, ignore_index=True),
+        dict(zip(arms, embeddings, strict=True)),
+        {arm: v for arm, v in zip(arms, seconds, strict=True) if v is not None},
+    )
+
+
+def _arm(
+    job: tuple[Corpus, TrainingConfig],
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray | None]:
+    corpus, config = job
+    recording = record(corpus, config, snapshots=())
+    second = recording.second_moment
+    if second is not None and second.ndim == 2:
+        second = second.mean(axis=1)
+    weight = recording.model.output_embedding.detach().numpy()
+    return recording.metrics, weight, second
+
+
+def _cores() -> int:
+    available = getattr(os, "sched_getaffinity", None)
+    return len(available(0)) if available else os.cpu_count() or 1
+
+
+class Interval(NamedTuple):
+    """A mean over seeds with its two-sided Student t interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def interval(values: Iterable[float], confidence: float = 0.95) -> Interval:
+    """Mean of a few independent values, with the interval of Student's t.
+
+    Args:
+        values: at least two finite numbers, one a seed.
+        confidence: in (0, 1).
+
+    Returns:
+        Mean and bounds.
+
+    Raises:
+        ValueError: for fewer than two values; one run has no spread.
+    """
+    sample = np.asarray(list(values), float)
+    if len(sample) < 2:
+        raise ValueError(f"an interval needs at least two values (seeds), got {len(sample)}")
+    half = stats.sem(sample) * stats.t.ppf((1 + confidence) / 2, len(sample) - 1)
+    return Interval(float(sample.mean()), float(sample.mean() - half), float(sample.mean() + half))
+
+
+def summarise(table: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
+    """Mean and 95 % interval of each measure over the seeds.
+
+    Args:
+        table: rows of several seeds, such as ``Comparison.final``.
+        measures: columns to summarise.
+
+    Returns:
+        One row per optimizer and measure, with columns mean, low, high.
+    """
+    rows = [
+        {"optimizer": optimizer, "measure": measure, **interval(part[measure])._asdict()}
+        for optimizer, part in table.groupby("optimizer", sort=False)
+        for measure in measures
+    ]
+    return pd.DataFrame(rows).set_index(["optimizer", "measure"])
+
+
+def paired_difference(table: pd.DataFrame, measure: str, ours: str, theirs: str) -> Interval:
+    """Difference of two arms, seed by seed, with its interval.
+
+    The seeds share initial weights and batches, so that the spread between seeds cancels.
+
+    Args:
+        table: rows of several seeds, such as ``Comparison.final``.
+        measure: the column to compare.
+        ours: optimizer whose value counts positive.
+        theirs: optimizer whose value is subtracted.
+
+    Returns:
+        Mean of ours minus theirs, with the 95 % interval.
+    """
+    wide = table.pivot(index="seed", columns="optimizer", values=measure)
+    return interval(wide[ours] - wide[theirs])
+
+
+def displacement_shares(recording: Recording, counts: np.ndarray, bins: int = 4) -> pd.DataFrame:
+    """Who carries the mean embedding: each frequency class's part of the mean's displacement.
+
+    Args:
+        recording: with snapshots of the embeddings.
+        counts: occurrences of each token in the training text, [V].
+        bins: number of equally large classes, rarest first.
+
+    Returns:
+        One row per snapshot and class, with columns step, class (1 is the rarest) and share; the
+        shares of a step add up to one.
+    """
+    classes = np.array_split(np.argsort(counts, kind="stable"), bins)
+    rows = []
+    for step, weight in recording.embeddings.items():
+        if step == 0:
+            continue
+        moved = weight - recording.embeddings[0]
+        total = moved.sum(axis=0)
+        for number, members in enumerate(classes, start=1):
+            share = moved[members].sum(axis=0) @ total / (total @ total)
+            rows.append({"step": step, "class": number, "share": share})
+    return pd.DataFrame(rows)
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Cosine of two vectors, in [-1, 1].
+
+    Args:
+        a: shape [H].
+        b: shape [H].
+
+    Returns:
+        Their cosine.
+
+    Raises:
+        ValueError: if one of them is zero.
+    """
+    product = np.linalg.norm(a) * np.linalg.norm(b)
+    if product == 0:
+        raise ValueError("the cosine of a zero vector is not defined")
+    return float(a @ b / product)

@@ -1,0 +1,14 @@
+"""Pictures: tables and arrays in, one figure out; every function shows it and returns nothing."""
+
+from coupled_adam.plots.drift import distance_of_mean, drift_shares, foretold
+from coupled_adam.plots.style import COLOURS, MARKERS, NAMES, panels
+
+__all__ = [
+    "COLOURS",
+    "MARKERS",
+    "NAMES",
+    "distance_of_mean",
+    "drift_shares",
+    "foretold",
+    "panels",
+]

@@ -1,0 +1,72 @@
+"""Pictures of chapter 04: who moves the mean embedding, where to, and how fast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from coupled_adam.plots.style import ACCENT, COLOURS, MARKERS, NAMES, NEUTRAL, panels
+
+
+def drift_shares(shares: pd.DataFrame) -> None:
+    """Bars: the part of the mean's displacement that each frequency class carries.
+
+    Args:
+        shares: as from ``experiments.displacement_shares``.
+    """
+    steps, classes = shares["step"].unique(), sorted(shares["class"].unique())
+    names = {1: "rarest", len(classes): "most frequent"}
+    with panels(len(steps), sharey=True, height=3.2) as axes:
+        for ax, step in zip(axes, steps, strict=True):
+            part = shares[shares["step"] == step].set_index("class")["share"]
+            bars = ax.bar(classes, 100 * part[classes], color=COLOURS["adamw"])
+            ax.bar_label(bars, fmt="%.0f", padding=2)
+            ax.axhline(0, color=NEUTRAL, linewidth=0.8)
+            ax.set_title(f"after {step} step{'s' if step > 1 else ''}")
+            ax.set_xticks(classes, [names.get(c, str(c)) for c in classes], rotation=35, ha="right")
+            ax.grid(axis="x", visible=False)
+        axes[0].set_ylabel("share of the mean's\ndisplacement (%)")
+
+
+def distance_of_mean(paths: Mapping[str, np.ndarray], title: str = "") -> None:
+    """Lines: the length of the mean's displacement by step, one line an optimizer.
+
+    Args:
+        paths: displacement of the mean embedding, [T, H], by optimizer.
+        title: of the panel.
+    """
+    with panels() as (ax,):
+        for name, path in paths.items():
+            distance = np.linalg.norm(path, axis=1)
+            steps = np.arange(1, len(distance) + 1)
+            ax.plot(steps, distance, color=COLOURS[name], label=NAMES[name])
+            ax.plot(steps[-1], distance[-1], MARKERS[name], color=COLOURS[name])
+        ax.set_yscale("log")
+        ax.set(xlabel="step", ylabel="length of the mean's displacement", title=title)
+        ax.legend()
+
+
+def foretold(measured: np.ndarray, predictions: Mapping[str, np.ndarray]) -> None:
+    """Two panels: length and direction of predicted displacements against the measured one.
+
+    Args:
+        measured: displacement of the mean embedding in a real run, [T, H].
+        predictions: what was predicted, [T, H], by name; at most three.
+    """
+    steps = np.arange(1, len(measured) + 1)
+    styles = [("--", COLOURS["coupled"]), (":", ACCENT), ("-.", NEUTRAL)]
+    length = np.linalg.norm(measured, axis=1)
+    with panels(2, width=8.0) as (left, right):
+        left.plot(steps, length, color=COLOURS["adamw"], linewidth=3, alpha=0.6, label="measured")
+        for (name, path), (dash, colour) in zip(predictions.items(), styles, strict=False):
+            predicted = np.linalg.norm(path, axis=1)
+            left.plot(steps, predicted, dash, color=colour, label=name)
+            agreement = np.sum(path * measured, axis=1) / (predicted * length)
+            right.plot(steps, agreement, dash, color=colour, label=name)
+        left.set(xlabel="step", ylabel="length of the mean's displacement", title="how far")
+        right.set(
+            xlabel="step", ylabel="cosine with the measured", title="where to", ylim=(0, 1.03)
+        )
+        left.legend()

@@ -1,0 +1,54 @@
+"""One look for all pictures: the colours of the optimizers, the size, the grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+# Okabe and Ito's palette: distinguishable with every common form of colour blindness.
+COLOURS = {"sgd": "#009E73", "adamw": "#D55E00", "coupled": "#0072B2"}
+NAMES = {"sgd": "SGD", "adamw": "Adam", "coupled": "Coupled Adam"}
+MARKERS = {"sgd": "s", "adamw": "o", "coupled": "D"}
+# For what is not an optimizer.
+NEUTRAL, ACCENT = "#4d4d4d", "#CC79A7"
+
+_STYLE = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.dpi": 110,
+    "figure.facecolor": "white",
+    "font.size": 11,
+    "grid.color": "#dddddd",
+    "legend.frameon": False,
+    "savefig.facecolor": "white",
+}
+
+
+@contextmanager
+def panels(
+    columns: int = 1, rows: int = 1, *, width: float = 7.0, height: float = 3.6, **options: object
+) -> Iterator[list[Axes]]:
+    """Open a figure in the book's style, and show it when the block ends.
+
+    Args:
+        columns: panels side by side.
+        rows: panels above each other.
+        width: of the whole figure, in inches.
+        height: of the whole figure, in inches.
+        options: passed on to ``plt.subplots``, for example ``sharey=True``.
+
+    Yields:
+        The panels, row by row.
+    """
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **options
+        )
+        yield list(axes.flat)
+        plt.show()
+        plt.close(figure)

@@ -1,0 +1,508 @@
+"""One training loop: a configuration in, a run folder out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from coupled_adam import geometry
+from coupled_adam.gpt import GPT, GPTConfig
+from coupled_adam.optim import CoupledAdamW, param_groups
+from coupled_adam.text import Corpus
+
+OPTIMIZERS = ("sgd", "adamw", "coupled")
+
+
+class DivergedError(RuntimeError):
+    """The loss became infinite, NaN or absurd; the last good checkpoint is untouched."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that decides how a run goes; the defaults are the paper's recipe.
+
+    (Stollenwerk and Stollenwerk, 2025, for 125 million parameters; steps and batch are small.)
+
+    Attributes:
+        model: the shape of the model.
+        optimizer: of the embedding matrix: "adamw", "coupled" or "sgd". All other parameters are
+            trained by AdamW in every case.
+        steps: number of optimizer steps.
+        batch_size: sequences in a step; a step sees batch_size x context tokens.
+        learning_rate: the peak, reached after the warm-up.
+        warmup_steps: steps of linear warm-up from 0.
+        final_share: the cosine ends at this share of the peak, in [0, 1].
+        betas: decay rates of Adam's moments.
+        eps: Adam's epsilon.
+        weight_decay: on matrices, not on the token embeddings and not on vectors.
+        gradient_clip: largest global gradient norm.
+        sgd_multiplier: SGD's learning rate as a multiple of ``learning_rate``.
+        sgd_momentum: SGD's momentum.
+        seed: of the initial weights and the order of the batches.
+        evaluate_every: steps between two measurements on the validation text.
+        evaluation_tokens: about how many validation tokens are used for one measurement.
+        checkpoint_every: steps between two checkpoints.
+    """
+
+    model: GPTConfig
+    optimizer: str = "coupled"
+    steps: int = 1000
+    batch_size: int = 8
+    learning_rate: float = 6e-4
+    warmup_steps: int = 100
+    final_share: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    gradient_clip: float = 1.0
+    sgd_multiplier: float = 300.0
+    sgd_momentum: float = 0.9
+    seed: int = 0
+    evaluate_every: int = 100
+    evaluation_tokens: int = 16_384
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"TrainingConfig.optimizer must be one of {OPTIMIZERS}, not {self.optimizer!r}"
+            )
+        for name in ("steps", "batch_size", "evaluate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"TrainingConfig.{name} must be at least 1")
+        for name in ("learning_rate", "gradient_clip", "sgd_multiplier"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"TrainingConfig.{name} must be positive")
+        if not self.warmup_steps >= 0:
+            raise ValueError("TrainingConfig.warmup_steps must be at least 0")
+        if not 0 <= self.final_share <= 1:
+            raise ValueError("TrainingConfig.final_share must be in [0, 1]")
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 1: linear warm-up, then half a cosine."""
+        if step <= self.warmup_steps:
+            return self.learning_rate * step / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return self.learning_rate * (self.final_share + (1 - self.final_share) * cosine)
+
+
+@dataclass
+class Step:
+    """What an observer is shown after each optimizer step.
+
+    Attributes:
+        number: the step, from 1.
+        loss: training loss of the step's batch, before the update, in nats.
+        learning_rate: the step's learning rate.
+        model: the model, after the update.
+        optimizers: one optimizer, or two if the embedding has its own (SGD).
+        hidden_states: what met the output embeddings, [B x T, H], detached.
+        targets: the tokens that were to be predicted, [B x T].
+    """
+
+    number: int
+    loss: float
+    learning_rate: float
+    model: GPT
+    optimizers: list[torch.optim.Optimizer]
+    hidden_states: Tensor
+    targets: Tensor
+
+
+@dataclass
+class Run:
+    """A finished run.
+
+    Attributes:
+        config: what was asked for.
+        metrics: one row a step: loss, learning rate, gradient norm before clipping, and at the
+            evaluated steps (NaN elsewhere) validation loss and the measures of
+            ``geometry.summary`` on the output embeddings. Step 0 is the untrained model.
+        model: the trained model.
+        folder: where the run is stored, or None.
+    """
+
+    config: TrainingConfig
+    metrics: pd.DataFrame = field(repr=False)
+    model: GPT = field(repr=False)
+    folder: Path | None = None
+
+    @property
+    def final(self) -> pd.Series:
+        """The last evaluated row of the metrics."""
+        return self.metrics.dropna(subset="validation_loss").iloc[-1]
+
+
+def train(
+    config: TrainingConfig,
+    corpus: Corpus,
+    folder: str | Path | None = None,
+    *,
+    device: str = "cpu",
+    observe: Callable[[Step], None] | None = None,
+    progress: bool = True,
+) -> Run:
+    """Train a model, or go on with a run that was interrupted.
+
+    A folder gets ``config.json`` (with text, versions and machine), ``metrics.jsonl`` and
+    ``checkpoint.pt``. If it already holds a run of the same configuration, that run goes on from
+    its checkpoint; on a CPU with the same number of threads it ends bit for bit where the
+    uninterrupted run ends. A finished run is only loaded.
+
+    Args:
+        config: model, recipe and seed.
+        corpus: tokens to train on and to validate with.
+        folder: the run folder, made if needed; None keeps the run in memory only.
+        device: where to compute, for example "cpu" or "cuda".
+        observe: called after every step that is computed here, with a ``Step``.
+        progress: show a progress bar.
+
+    Returns:
+        The run, with its metrics and the trained model.
+
+    Raises:
+        ValueError: if corpus and model do not fit, or the folder holds something else.
+        DivergedError: if the loss stops being finite or exceeds three times that of guessing.
+        OSError: if the folder cannot be written; what was there before stays as it was.
+    """
+    _check_corpus(config, corpus)
+    torch.manual_seed(config.seed)
+    model = GPT(config.model).to(device)
+    optimizers = _make_optimizers(model, config)
+    store = _Store(Path(folder), config, corpus, device) if folder is not None else None
+    rows: list[dict[str, float]] = []
+    first = 1
+    if store is not None:
+        rows, checkpoint = store.open()
+        if checkpoint is not None:
+            model.load_state_dict(checkpoint["model"])
+            for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+            first = checkpoint["step"] + 1
+
+    def record(row: dict[str, float]) -> None:
+        rows.append(row)
+        if store is not None:
+            store.append(row)
+
+    if first == 1:
+        record({"step": 0, "tokens": 0, **_evaluate(model, corpus, config)})
+    hidden: list[Tensor] = []
+    hook = model.head.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
+    too_large = 3 * math.log(config.model.vocabulary_size)
+    steps = range(first, config.steps + 1)
+    bar = tqdm(
+        steps, config.optimizer, config.steps, initial=first - 1, leave=False, disable=not progress
+    )
+    try:
+        for step in bar:
+            rate = config.learning_rate_at(step)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * group["lr_multiplier"]
+            tokens, targets = _batch(corpus, config, step, device)
+            hidden.clear()
+            loss = model(tokens, targets)
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+            value, norm = loss.item(), norm.item()
+            if not (math.isfinite(norm) and value < too_large):
+                raise DivergedError(_divergence(step, value, norm, store))
+            for optimizer in optimizers:
+                optimizer.step()
+            if observe is not None:
+                states = hidden[0].detach().flatten(0, 1)
+                observe(Step(step, value, rate, model, optimizers, states, targets.flatten()))
+            row = {
+                "step": step,
+                "tokens": step * targets.numel(),
+                "loss": value,
+                "learning_rate": rate,
+                "gradient_norm": norm,
+            }
+            if step % config.evaluate_every == 0 or step == config.steps:
+                row |= _evaluate(model, corpus, config)
+                bar.set_postfix(loss=f"{row['validation_loss']:.3f}")
+            record(row)
+            if store is not None and (step % config.checkpoint_every == 0 or step == config.steps):
+                store.save(step, model, optimizers)
+    finally:
+        bar.close()
+        hook.remove()
+        if store is not None:
+            store.close()
+    return Run(config, pd.DataFrame(rows), model, store.folder if store is not None else None)
+
+
+def _check_corpus(config: TrainingConfig, corpus: Corpus) -> None:
+    if corpus.vocabulary_size != config.model.vocabulary_size:
+        raise ValueError(
+            f"the corpus {corpus.name!r} has {corpus.vocabulary_size} tokens, the model "
+            f"{config.model.vocabulary_size}: set GPTConfig(vocabulary_size="
+            f"{corpus.vocabulary_size})"
+        )
+    for part, tokens in (("training", corpus.train), ("validation", corpus.validation)):
+        if len(tokens) <= config.model.context:
+            raise ValueError(
+                f"the {part} text of {corpus.name!r} has {len(tokens)} tokens, but one sequence "
+                f"needs {config.model.context + 1}: use more text or a shorter context"
+            )
+
+
+def _make_optimizers(model: GPT, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    embeddings = {
+        id(model.embedding): model.embedding,
+        id(model.output_embedding): model.output_embedding,
+    }
+    groups = param_groups(model, config.weight_decay, embeddings=list(embeddings.values()))
+    for group in groups:
+        group["lr_multiplier"] = 1.0
+        group["coupled"] = group["coupled"] and config.optimizer == "coupled"
+    of_embeddings, *others = groups
+    optimizers: list[torch.optim.Optimizer] = []
+    if config.optimizer == "sgd":
+        sgd_group = {"params": of_embeddings["params"], "lr_multiplier": config.sgd_multiplier}
+        optimizers.append(
+            torch.optim.SGD([sgd_group], lr=config.learning_rate, momentum=config.sgd_momentum)
+        )
+        groups = others
+    optimizers.append(
+        CoupledAdamW(
+            groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True
+        )
+    )
+    return optimizers
+
+
+def _batch(corpus: Corpus, config: TrainingConfig, step: int, device: str) -> tuple[Tensor, Tensor]:
+    """The batch of a step: a function of seed and step alone, so that resuming needs no state."""
+    length = config.model.context
+    random = np.random.default_rng([config.seed, step])
+    starts = random.integers(0, len(corpus.train) - length, size=config.batch_size)
+    return _windows(corpus.train, starts, length, device)
+
+
+def _windows(
+    tokens: np.ndarray, starts: np.ndarray, length: int, device: str
+) -> tuple[Tensor, Tensor]:
+    picked = tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)
+    both = torch.from_numpy(picked).to(device)
+    return both[:, :-1], both[:, 1:]
+
+
+@torch.no_grad()
+def _evaluate(model: GPT, corpus: Corpus, config: TrainingConfig) -> dict[str, float]:
+    """Validation loss on evenly spaced windows, and the geometry of the output embeddings."""
+    length, device = config.model.context, model.embedding.device
+    count = max(1, min(config.evaluation_tokens, len(corpus.validation) - 1) // length)
+    starts = np.linspace(0, len(corpus.validation) - length - 1, count).astype(np.int64)
+    losses = [
+        model(*_windows(corpus.validation, some, length, str(device))).item() * len(some)
+        for some in np.array_split(starts, math.ceil(count / config.batch_size))
+    ]
+    measures = geometry.summary(model.output_embedding.detach(), corpus.counts)
+    return {"validation_loss": sum(losses) / count, **measures}
+
+
+def _divergence(step: int, loss: float, norm: float, store: _Store | None) -> str:
+    saved = "nothing was saved (no folder was given)"
+    if store is not None:
+        kept = store.saved_step
+        saved = f"{store.folder} keeps the checkpoint of step {kept}" if kept else "none was saved"
+    return (
+        f"training diverged at step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; {saved}. "
+        "Try a lower learning rate or a longer warm-up"
+    )
+
+
+class _Store:
+    """A run folder. Every file in it is whole at any moment, or is mended when it is opened."""
+
+    def __init__(self, folder: Path, config: TrainingConfig, corpus: Corpus, device: str) -> None:
+        self.folder = folder
+        self.saved_step = 0
+        self._description = {
+            "config": json.loads(json.dumps(asdict(config))),
+            "corpus": {
+                "name": corpus.name,
+                "fingerprint": corpus.fingerprint,
+                "training_tokens": len(corpus.train),
+                "validation_tokens": len(corpus.validation),
+            },
+            "environment": environment(device),
+        }
+        self._metrics: Any = None
+
+    def open(self) -> tuple[list[dict[str, float]], dict[str, Any] | None]:
+        """Make the folder, or read what an earlier call left in it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        described, metrics = self.folder / "config.json", self.folder / "metrics.jsonl"
+        rows, checkpoint = [], None
+        if described.exists():
+            self._check_same(json.loads(described.read_text(encoding="utf-8")))
+            if (self.folder / "checkpoint.pt").exists():
+                checkpoint = torch.load(
+                    self.folder / "checkpoint.pt", map_location="cpu", weights_only=True
+                )
+                self.saved_step = checkpoint["step"]
+                rows = [row for row in _read_rows(metrics) if row["step"] <= self.saved_step]
+                if len(rows) != self.saved_step + 1:
+                    raise ValueError(
+                        f"{metrics} lacks steps before {self.saved_step}, where the checkpoint "
+                        "is: the folder was changed by hand; use a new one"
+                    )
+        elif any(self.folder.iterdir()):
+            raise ValueError(
+                f"{self.folder} is not empty and holds no run: choose a new folder for this one"
+            )
+        else:
+            with whole_file(described) as file:
+                file.write(json.dumps(self._description, indent=1).encode())
+        # What was measured after the checkpoint will be measured again.
+        with whole_file(metrics) as file:
+            file.write("".join(_line(row) for row in rows).encode())
+        self._metrics = metrics.open("a", encoding="utf-8")
+        return rows, checkpoint
+
+    def _check_same(self, found: dict[str, Any]) -> None:
+        mine = self._description
+        different = [
+            f"{name} is {theirs!r} there and {ours!r} here"
+            for part in ("config", "corpus")
+            for name, ours in mine[part].items()
+            if (theirs := found[part].get(name)) != ours
+        ]
+        if different:
+            raise ValueError(
+                f"{self.folder} holds another run ({'; '.join(different)}): choose a new folder, "
+                "or call with the configuration and text of that run to go on with it"
+            )
+
+    def append(self, row: dict[str, float]) -> None:
+        self._metrics.write(_line(row))
+
+    def save(self, step: int, model: GPT, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Replace the checkpoint, with the metrics up to it safely on disk first."""
+        self._metrics.flush()
+        os.fsync(self._metrics.fileno())
+        state = {
+            "step": step,
+            "model": model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        }
+        with whole_file(self.folder / "checkpoint.pt") as file:
+            torch.save(state, file)
+        self.saved_step = step
+
+    def close(self) -> None:
+        self._metrics.close()
+
+
+def _line(row: dict[str, float]) -> str:
+    return json.dumps(row) + "\n"
+
+
+def _read_rows(path: Path) -> Iterator[dict[str, float]]:
+    """The rows of a metrics file, up to a line that was cut off by an interruption."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Any]:
+    """Write a binary file that appears under its name whole or not at all.
+
+    Args:
+        path: the final name; an existing file is replaced in one step.
+
+    Yields:
+        The open file to write into.
+
+    Raises:
+        OSError: if it cannot be written (a full disk, say); ``path`` is then as it was.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(
+                error.errno, f"could not write {path}, which is left as it was: {error.strerror}"
+            ) from error
+        raise
+
+
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """What a number depends on besides code and data: versions, machine, threads, time."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
+    return {
+        "device": f"{device} ({name})",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.system(),
+        "threads": torch.get_num_threads(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read a stored run without its text.
+
+    Args:
+        folder: a run folder that ``train`` wrote.
+
+    Returns:
+        The run as of its last checkpoint.
+
+    Raises:
+        FileNotFoundError: if the folder holds no run, or one without a checkpoint yet.
+    """
+    folder = Path(folder)
+    for name in ("config.json", "checkpoint.pt"):
+        if not (folder / name).exists():
+            raise FileNotFoundError(
+                f"{folder} has no {name}: it is not a run folder, or the run was interrupted "
+                "before its first checkpoint; call train() again to go on"
+            )
+    config = _config_from(
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
+    )
+    checkpoint = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+    model = GPT(config.model)
+    model.load_state_dict(checkpoint["model"])
+    rows = [r for r in _read_rows(folder / "metrics.jsonl") if r["step"] <= checkpoint["step"]]
+    return Run(config, pd.DataFrame(rows), model, folder)
+
+
+def _config_from(values: dict[str, Any]) -> TrainingConfig:
+    known = {f.name: values[f.name] for f in fields(TrainingConfig)}
+    known["model"] = GPTConfig(**known["model"])
+    known["betas"] = tuple(known["betas"])
+    return TrainingConfig(**known)
