@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -180,7 +181,8 @@ def toy_updates(optimizers: Sequence[str] = ("sgd", "adamw"), alt: str | None = 
 
 @cache
 def _style() -> str:
-    return _source("figures.css")
+    # Blanks before a colon stay: ".a :is(.b)" is not ".a:is(.b)".
+    return re.sub(r"\s*([{};,>])\s*|(?<=:)\s+", r"\1", _source("figures.css"))
 
 
 @cache

@@ -87,9 +87,9 @@ def _moments(panels: list[Axes], config: dict[str, Any]) -> None:
     left.set(title="The gradient and its moments", xlabel="step $t$", ylabel="gradient")
     left.legend(frameon=False, ncols=3, loc="upper right")
     right.axhline(0, color="0.4", linewidth=0.8)
-    right.plot(steps, series["step"], color="black", linewidth=2)
+    right.plot(steps, series["step"], color=COLOURS["adamw"], linewidth=2)
     right.set(
-        title="Adam's step, first over root second moment",
+        title="Adam's step, one over the other",
         xlabel="step $t$",
         ylabel="step, in learning rates",
         ylim=(-1.5, 1.5),
@@ -98,8 +98,8 @@ def _moments(panels: list[Axes], config: dict[str, Any]) -> None:
 
 def _step_size(panels: list[Axes], config: dict[str, Any]) -> None:
     tokens = config["tokens"]
-    ranks = np.arange(1, tokens + 1)
-    law = arithmetic.zipf(tokens, config["exponent"])
+    ranks = np.unique(np.geomspace(1, tokens, 120).round().astype(int))
+    law = arithmetic.zipf(tokens, config["exponent"])[ranks - 1]
     left, right = panels
     left.plot(ranks, law, color="black", label="Zipf")
     right.plot(

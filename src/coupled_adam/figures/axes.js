@@ -1,5 +1,5 @@
 // Scales and axes as SVG text. An axis: {range: [low, high], ticks: [...], label, log, format}.
-function axes(p, x, y, m = { l: 46, r: 8, t: 8, b: 36 }) {
+function axes(p, x, y, m = { l: 54, r: 14, t: 8, b: 36 }) {
   const scale = (axis, from, to) => {
     const f = axis.log ? Math.log10 : (v) => v;
     const low = f(axis.range[0]);
@@ -12,12 +12,12 @@ function axes(p, x, y, m = { l: 46, r: 8, t: 8, b: 36 }) {
   const bottom = p.h - m.b;
   let s = "";
   for (const v of x.ticks) {
-    s += `<path class="grid" d="M${r1(sx(v))} ${m.t}V${bottom}"/>`;
-    s += words(sx(v), bottom + 14, (x.format || say)(v), "middle");
+    s += `<path class="rule" d="M${r1(sx(v))} ${m.t}V${bottom}"/>`;
+    s += words(sx(v), bottom + 14, (x.format || tick)(v), "middle");
   }
   for (const v of y.ticks) {
-    s += `<path class="grid" d="M${m.l} ${r1(sy(v))}H${right}"/>`;
-    s += words(m.l - 5, sy(v) + 4, (y.format || say)(v), "end");
+    s += `<path class="rule" d="M${m.l} ${r1(sy(v))}H${right}"/>`;
+    s += words(m.l - 5, sy(v) + 4, (y.format || tick)(v), "end");
   }
   s += words((m.l + right) / 2, p.h - 5, x.label, "middle", "axis");
   s += `<text class="axis" text-anchor="middle" transform="translate(11 ${(m.t + bottom) / 2})` +

@@ -74,17 +74,17 @@ start("cloud", (root, config) => {
   };
 
   const draw = (o) => (p) => {
-    const m = 14;
-    const side = p.w - m - 2;
+    const m = 18;
+    const side = p.w - m - 4;
     const at = (x, y) => [m + ((x + half) / (2 * half)) * side, 1 + ((half - y) / (2 * half)) * side];
     const [ox, oy] = at(0, 0);
     const unit = half > 3.5 ? 2 : 1;
     let s = "";
     for (let k = -Math.floor(half / unit); k <= half / unit; k++) {
       const [x, y] = at(k * unit, k * unit);
-      const kind = k ? "grid" : "cross";
+      const kind = k ? "rule" : "cross";
       s += `<path class="${kind}" d="M${r1(x)} 1V${1 + side}M${m} ${r1(y)}H${m + side}"/>`;
-      if (p.w > 150 || k === -1 || k === 1) {
+      if (p.w > 150 || Math.abs(k) === 1) {
         s += words(x, p.h - 3, say(k * unit, 1), "middle");
         if (k) s += words(m - 3, y + 4, say(k * unit, 1), "end");
       }
@@ -102,20 +102,24 @@ start("cloud", (root, config) => {
     }
     const mu = meanOf(e);
     s += arrow(ox, oy, ...at(mu.x, mu.y), "halo", 13) + arrow(ox, oy, ...at(mu.x, mu.y), "mean", 12);
-    panels[o].value.textContent = mu.relative.toFixed(2);
+    p.value.textContent = mu.relative.toFixed(2);
+    p.note.textContent = `loss ${crossEntropy(run.model, e).toFixed(2)}`;
     return s;
   };
 
   const grid = element("div", { class: "three" }, root);
   for (const o of ["sgd", "adamw", "coupled"]) {
     panels[o] = panel(grid, {
-      title: NAMES[o], kind: o, height: (w) => w + 14, draw: draw(o),
+      title: NAMES[o], kind: o, height: (w) => w - 3, draw: draw(o),
       label: `${NAMES[o]}: the tokens' embeddings, dimension 1 to the right, dimension 2 upwards, ` +
         "and an arrow from the origin to their mean",
     });
   }
-  const now = element("p", { class: "now", "aria-live": "polite" }, root);
-  const controls = element("div", { class: "controls" }, root);
+  root.insertAdjacentHTML("beforeend", '<p class="key"><b>Number</b> and <b>arrow</b>: how far the mean ' +
+    "of all tokens is off the origin, ‖μ‖ ÷ mean ‖e‖. <b>Dots</b>: 400 tokens, the larger the more frequent. " +
+    "<b>Axes</b>: the two dimensions of the embeddings.</p>");
+  const now = element("p", { class: "unseen", "aria-live": "polite" }, root);
+  const controls = element("div", { class: "knobs" }, root);
 
   const render = () => {
     for (const o in panels) panels[o].render();
@@ -124,10 +128,9 @@ start("cloud", (root, config) => {
   const report = () => {
     const part = (o) => {
       const e = run.runs[o].path[step];
-      return `${NAMES[o]} ${meanOf(e).relative.toFixed(2)} (loss ${crossEntropy(run.model, e).toFixed(2)})`;
+      return `${NAMES[o]} ${meanOf(e).relative.toFixed(2)}, loss ${crossEntropy(run.model, e).toFixed(2)}`;
     };
-    now.textContent = `Step ${step}. How far the cloud is off the origin, ‖mean‖ / mean ‖e‖: ` +
-      Object.keys(panels).map(part).join(", ") + ".";
+    now.textContent = `Step ${step}. Relative norm of the mean: ${Object.keys(panels).map(part).join("; ")}.`;
   };
   const go = (to) => ((step = to), render(), report());
 
@@ -153,7 +156,7 @@ start("cloud", (root, config) => {
     if (stillness()) report();
   });
   const skew = slider(controls, "Skew (Zipf exponent)", [0, 2, 0.1], exponent,
-    (v) => v.toFixed(1) + (v === 0 ? ": all alike" : v === 1 ? ": natural text" : ""),
+    (v) => v.toFixed(1) + (v === 0 ? ", all words alike" : v === 1 ? ", as in natural text" : ""),
     (v) => {
       exponent = v;
       train();

@@ -84,6 +84,8 @@ function say(value, digits = 2) {
   return (value < 0 ? MINUS : "") + text;
 }
 
+const tick = (v) => (v < 0 ? MINUS : "") + +Math.abs(v).toPrecision(3);
+
 const superscript = (n) =>
   [...String(n)].map((c) => (c === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[c])).join("");
 
@@ -120,12 +122,13 @@ function button(parent, text, pressed) {
 // One panel with axes. `draw` is called with the plot whenever the panel gets its size or is asked
 // to; everything is drawn at the size it is seen at, so text stays readable on a telephone.
 function panel(parent, { title, kind, label, height, draw }) {
-  const box = element("div", { class: "panel " + (kind || "") }, parent);
-  const heading = element("div", { class: "title" }, box, title);
+  const box = element("div", { class: "plot " + (kind || "") }, parent);
+  const heading = element("div", { class: "name" }, box, title);
   const value = element("div", { class: "value" }, box);
+  const note = element("div", { class: "below" }, box);
   box.insertAdjacentHTML("beforeend", '<svg role="img"></svg>');
   const svg = box.lastChild;
-  const self = { box, heading, value, svg, w: 0, h: 0 };
+  const self = { box, heading, value, note, svg, w: 0, h: 0 };
   svg.setAttribute("aria-label", label);
   self.render = () => {
     const width = Math.round(box.clientWidth);
@@ -148,10 +151,10 @@ const line = (points, kind) =>
 const dot = (x, y, radius, kind) =>
   `<circle class="${kind}" cx="${r1(x)}" cy="${r1(y)}" r="${radius}"/>`;
 
-// An arrow in screen coordinates; one too short for a head is a dot.
+// An arrow in screen coordinates; one too short for a head is a dot, or nothing for a token's update.
 function arrow(x0, y0, x1, y1, kind, head = 9) {
   const length = Math.hypot(x1 - x0, y1 - y0);
-  if (length < 2) return dot(x0, y0, 3.5, kind + " still");
+  if (length < 2) return kind === "update" ? "" : dot(x0, y0, 3.5, kind + " still");
   const size = Math.min(head, length);
   const ux = (x1 - x0) / length;
   const uy = (y1 - y0) / length;

@@ -17,8 +17,8 @@ function logRanks(tokens, points = 120) {
 
 start("step_size", (root, config) => {
   let exponent = config.exponent;
-  let place = 1;
   const tokens = config.tokens;
+  let place = Math.round(Math.pow(tokens, 0.64));
   const ranks = logRanks(tokens);
   let law;
   const decades = (low, high, every) => {
@@ -66,23 +66,28 @@ start("step_size", (root, config) => {
     }),
   ];
   const key = (kind, text, dashed) => `<span class="${kind}"><svg width="26" height="10"><path class="trace ${dashed || ""}" d="M0 5H26"/></svg> ${text}</span> `;
-  charts[0].heading.insertAdjacentHTML("afterend", '<div class="legend"><span><svg width="26" height="10"><path class="ratio" d="M0 5H26"/></svg> Zipf</span> ' +
+  charts[0].heading.insertAdjacentHTML("afterend", '<div class="signs"><span><svg width="26" height="10"><path class="ratio" d="M0 5H26"/></svg> Zipf</span> ' +
     (config.frequencies ? '<span><svg width="12" height="10"><circle class="open" cx="6" cy="5" r="3"/></svg> the text</span>' : "") + "</div>");
-  charts[1].heading.insertAdjacentHTML("afterend", '<div class="legend">' + key("adamw", "Adam") + key("coupled", "Coupled Adam") + key("sgd", "SGD", "dashed") + "</div>");
+  charts[1].heading.insertAdjacentHTML("afterend", '<div class="signs">' + key("adamw", "Adam") + key("coupled", "Coupled Adam") + key("sgd", "SGD", "dashed") + "</div>");
   const now = element("p", { class: "now", "aria-live": "polite" }, root);
-  const controls = element("div", { class: "controls" }, root);
+  const controls = element("div", { class: "knobs" }, root);
 
+  const times = (v) => (v >= 1000 ? Math.round(v).toLocaleString("en") : say(v, 3));
   const update = () => {
     law = zipf(tokens, exponent);
     for (const c of charts) c.render();
-    const times = (v) => (v >= 1000 ? Math.round(v).toLocaleString("en") : say(v, 3));
-    now.textContent = `Adam's largest step is ${times(Math.sqrt(law[0] / law[tokens - 1]))} times its smallest; ` +
+    const spread = law[0] / law[tokens - 1];
+    charts[0].value.textContent = times(spread);
+    charts[0].note.textContent = "most frequent ÷ rarest";
+    charts[1].value.textContent = times(Math.sqrt(spread));
+    charts[1].note.textContent = "Adam's largest step ÷ its smallest";
+    now.textContent = `Adam's largest step is ${times(Math.sqrt(spread))} times its smallest; ` +
       `with one shared step the ratio is 1. The token at rank ${place.toLocaleString("en")} makes up ${say(law[place - 1])} of the text ` +
       `and steps ${times(relativeStep(law[place - 1], tokens))} times the shared step.` +
       (config.ratio ? ` In the text itself the largest is ${times(config.ratio)} times the smallest.` : "");
   };
   slider(controls, "Skew (Zipf exponent s)", [0, 2, 0.05], exponent, (v) => v.toFixed(2), (v) => ((exponent = v), update()));
-  slider(controls, "Look at rank", [0, 1, 0.01], 0, (v) => Math.round(Math.pow(tokens, v)).toLocaleString("en"),
+  slider(controls, "Look at rank", [0, 1, 0.01], 0.64, (v) => Math.round(Math.pow(tokens, v)).toLocaleString("en"),
     (v) => ((place = Math.round(Math.pow(tokens, v))), update()));
   update();
 });

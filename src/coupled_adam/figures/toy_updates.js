@@ -37,6 +37,8 @@ start("toy_updates", (root, config) => {
   const ARROW = 0.42;
   const panels = {};
 
+  // Below the rounding of sixteen digits there is nothing but rounding.
+  const length = (ratio) => (ratio < 1e-9 ? "0" : ratio.toFixed(1));
   const draw = (o) => (p) => {
     const side = p.w;
     const at = (x, y) => [((x + HALF) / (2 * HALF)) * side, ((HALF - y) / (2 * HALF)) * side];
@@ -44,7 +46,7 @@ start("toy_updates", (root, config) => {
     let s = "";
     for (let k = -2; k <= 2; k++) {
       const [x, y] = at(k, k);
-      s += `<path class="${k ? "grid" : "cross"}" d="M${r1(x)} 0V${side}M0 ${r1(y)}H${side}"/>`;
+      s += `<path class="${k ? "rule" : "cross"}" d="M${r1(x)} 0V${side}M0 ${r1(y)}H${side}"/>`;
       if (k % 2 === 0 && k) s += words(x, oy + 13, say(k, 1), "middle") + words(ox - 4, y + 4, say(k, 1), "end");
     }
     const e = run.runs[o].path[step - 1];
@@ -53,7 +55,7 @@ start("toy_updates", (root, config) => {
     const scale = ARROW / sum.longest;
     const [hx, hy] = [1, 0.6];
     const far = 2.5;
-    s += arrow(ox, oy, ...at(hx * far, hy * far), "hidden", 8);
+    s += arrow(ox, oy, ...at(hx * far, hy * far), "towards", 8);
     s += words(...at(hx * far - 0.1, hy * far + 0.2), "mean h", "end");
     const counts = run.batches[step - 1];
     for (let i = 0; i < run.model.n; i++) {
@@ -64,23 +66,24 @@ start("toy_updates", (root, config) => {
     }
     const tip = at(scale * sum.x, scale * sum.y);
     s += arrow(ox, oy, ...tip, "halo", 13) + arrow(ox, oy, ...tip, "mean", 12);
-    panels[o].value.textContent = "sum = " + (sum.ratio < 1e-9 ? "0" : sum.ratio.toFixed(1) + " × longest");
+    p.value.textContent = length(sum.ratio);
+    p.note.textContent = "‖sum‖ ÷ longest update";
     return s;
   };
 
-  const grid = element("div", { class: optimizers.length > 2 ? "three toy" : "two toy" }, root);
+  const grid = element("div", { class: "few" }, root);
   for (const o of optimizers) {
     panels[o] = panel(grid, {
       title: NAMES[o], kind: o, height: (w) => w, draw: draw(o),
       label: `${NAMES[o]}: eight tokens in the plane, the update of each as a thin arrow, their sum as a thick arrow from the origin`,
     });
   }
-  root.insertAdjacentHTML("beforeend", '<div class="legend"><span><svg width="14" height="14"><circle class="token" cx="7" cy="7" r="5"/></svg> token in the batch</span> ' +
+  root.insertAdjacentHTML("beforeend", '<div class="signs"><span><svg width="14" height="14"><circle class="token" cx="7" cy="7" r="5"/></svg> token in the batch</span> ' +
     '<span><svg width="14" height="14"><circle class="token absent" cx="7" cy="7" r="4"/></svg> absent</span> ' +
     '<span><svg width="26" height="12"><path class="update" d="M0 6H18"/><path class="update head" d="M26 6L18 2V10Z"/></svg> update</span> ' +
     '<span><svg width="30" height="14"><path class="mean" d="M0 7H18"/><path class="mean head" d="M30 7L18 1V13Z"/></svg> sum of the updates</span></div>');
   const now = element("p", { class: "now", "aria-live": "polite" }, root);
-  const controls = element("div", { class: "controls" }, root);
+  const controls = element("div", { class: "knobs" }, root);
 
   const show = () => {
     for (const o of optimizers) panels[o].render();
@@ -88,8 +91,7 @@ start("toy_updates", (root, config) => {
     let absent = 0;
     for (let i = 0; i < run.model.n; i++) if (counts.every((row) => !row[i])) absent++;
     const parts = optimizers.map((o) => {
-      const sum = sumOfUpdates(run.runs[o].updates[step - 1]);
-      return `${NAMES[o]} ${sum.ratio < 1e-9 ? "0" : sum.ratio.toFixed(1)}`;
+      return `${NAMES[o]} ${length(sumOfUpdates(run.runs[o].updates[step - 1]).ratio)}`;
     });
     now.textContent = `Step ${step}: ${absent} of ${run.model.n} tokens are absent from the batch. ` +
       `Length of the sum, in lengths of the longest update: ${parts.join(", ")}.`;
