@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import time
@@ -72,4 +73,7 @@ def _pip(*arguments: str) -> None:
 if __name__ == "__main__":
     set_up()
     if sys.argv[1:]:
-        raise SystemExit(subprocess.run([str(PYTHON), *sys.argv[1:]], cwd=ROOT).returncode)
+        # Windows would otherwise stumble over the first character outside its code page.
+        environment = os.environ | {"PYTHONUTF8": "1"}
+        command = [str(PYTHON), *sys.argv[1:]]
+        raise SystemExit(subprocess.run(command, cwd=ROOT, env=environment).returncode)
