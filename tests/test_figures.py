@@ -374,7 +374,7 @@ def test_everything_has_a_name_and_every_knob_works(figure: figures.LiveFigure) 
         assert not re.search("NaN|undefined|Infinity|null", picture)
         ElementTree.fromstring(f"<svg>{picture}</svg>")
     for markup in page["markup"]:
-        ElementTree.fromstring(markup)
+        ElementTree.fromstring(f"<div>{markup}</div>")
 
 
 def test_the_cloud_plays_when_seen_and_stops_by_itself() -> None:

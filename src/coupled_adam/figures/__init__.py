@@ -143,7 +143,7 @@ def step_size(alt: str | None = None, frequencies: Sequence[float] | None = None
     default = (
         "Left, the frequency of each token by rank, a falling straight line on logarithmic axes. "
         "Right, the size of the step that each optimizer allows it: Adam's line rises by half the "
-        "slope, so that the rarest token steps hundreds of times as far as the most frequent one; "
+        "slope, so that the rarest token steps many times as far as the most frequent one; "
         "Coupled Adam and SGD have one flat line for all. Sliders set the skew and pick a rank."
     )
     return LiveFigure("step_size", config, alt or default)

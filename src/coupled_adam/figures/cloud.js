@@ -156,7 +156,7 @@ start("cloud", (root, config) => {
     if (stillness()) report();
   });
   const skew = slider(controls, "Skew (Zipf exponent)", [0, 2, 0.1], exponent,
-    (v) => v.toFixed(1) + (v === 0 ? ", all words alike" : v === 1 ? ", as in natural text" : ""),
+    (v) => v.toFixed(1) + (v === 0 ? ", all alike" : v === 1 ? ", natural text" : ""),
     (v) => {
       exponent = v;
       train();
@@ -164,7 +164,7 @@ start("cloud", (root, config) => {
       render();
       if (!play.running) report();
     });
-  const steps = slider(controls, "Training step", [0, STEPS, 1], 0, (v) => `${v} of ${STEPS}`, (v) => {
+  const steps = slider(controls, "Step", [0, STEPS, 1], 0, (v) => `${v} of ${STEPS}`, (v) => {
     play.set(false);
     go(v);
   });

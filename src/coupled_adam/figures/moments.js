@@ -54,7 +54,7 @@ start("moments", (root, config) => {
     const narrow = p.w < 500;
     const x = {
       range: [1e-9, 1e5], log: true, ticks: narrow ? [1e-8, 1e-4, 1, 1e4] : powers,
-      label: "mean size of a step, in learning rates (logarithmic)", format: (v) => `10${superscript(Math.round(Math.log10(v)))}`,
+      label: "mean step, in learning rates (log scale)", format: (v) => `10${superscript(Math.round(Math.log10(v)))}`,
     };
     const a = axes(p, x, { range: [0, 3], ticks: [], label: "" }, { l: 56, r: 12, t: 2, b: 36 });
     const one = (y, name, size, mark) => words(4, a.sy(y) + 4, name) +
@@ -97,7 +97,7 @@ start("moments", (root, config) => {
   };
   const knob = (name, key, range, format) =>
     slider(controls, name, range, knobs[key], format, (v) => ((knobs[key] = v), update()));
-  knob("Scale of the gradient", "power", [-8, 4, 1], (v) => (v ? `10${superscript(v)}` : "1"));
+  knob("Gradient scale", "power", [-8, 4, 1], (v) => (v ? `10${superscript(v)}` : "1"));
   knob("Noise", "noise", [0, 4, 0.1], (v) => `${v.toFixed(1)} × signal`);
   knob("β₁", "beta1", [0, 0.99, 0.01], (v) => v.toFixed(2));
   knob("β₂", "beta2", [0, 0.999, 0.001], (v) => v.toFixed(3));

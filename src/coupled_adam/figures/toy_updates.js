@@ -81,7 +81,9 @@ start("toy_updates", (root, config) => {
   root.insertAdjacentHTML("beforeend", '<div class="signs"><span><svg width="14" height="14"><circle class="token" cx="7" cy="7" r="5"/></svg> token in the batch</span> ' +
     '<span><svg width="14" height="14"><circle class="token absent" cx="7" cy="7" r="4"/></svg> absent</span> ' +
     '<span><svg width="26" height="12"><path class="update" d="M0 6H18"/><path class="update head" d="M26 6L18 2V10Z"/></svg> update</span> ' +
-    '<span><svg width="30" height="14"><path class="mean" d="M0 7H18"/><path class="mean head" d="M30 7L18 1V13Z"/></svg> sum of the updates</span></div>');
+    '<span><svg width="30" height="14"><path class="mean" d="M0 7H18"/><path class="mean head" d="M30 7L18 1V13Z"/></svg> sum of the updates</span></div>' +
+    '<p class="key"><b>Axes</b>: the two dimensions of the embeddings. <b>Arrows</b>: one scale in each panel, ' +
+    "chosen so that its longest update is as long as the other panels' longest.</p>");
   const now = element("p", { class: "now", "aria-live": "polite" }, root);
   const controls = element("div", { class: "knobs" }, root);
 
@@ -98,7 +100,7 @@ start("toy_updates", (root, config) => {
   };
   const train = () => (run = toyRun(optimizers, rarity, config.seed));
 
-  slider(controls, "Frequency of each of the six rare tokens", [-4, -0.95, 0.05], Math.log10(rarity),
+  slider(controls, "Frequency of a rare token", [-4, -0.95, 0.05], Math.log10(rarity),
     (v) => `1 in ${Math.round(Math.pow(10, -v)).toLocaleString("en")}`,
     (v) => ((rarity = Math.pow(10, v)), train(), show()));
   const steps = slider(controls, "Training step", [1, STEPS, 1], 1, (v) => `${v} of ${STEPS}`, (v) => ((step = v), show()));
