@@ -84,6 +84,7 @@ def _moments(panels: list[Axes], config: dict[str, Any]) -> None:
     )  # fmt: skip
     left.plot(steps, series["g"], ".", color="0.55", markersize=4, label="$g_t$")
     left.plot(steps, series["m"], color="black", linewidth=2, label=r"$\hat m_t$")
+    left.margins(y=0.2)
     left.set(title="The gradient and its moments", xlabel="step $t$", ylabel="gradient")
     left.legend(frameon=False, ncols=3, loc="upper right")
     right.axhline(0, color="0.4", linewidth=0.8)
