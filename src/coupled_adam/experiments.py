@@ -246,11 +246,14 @@ def interval(values: Iterable[float], confidence: float = 0.95) -> Interval:
         Mean and bounds.
 
     Raises:
-        ValueError: for fewer than two values; one run has no spread.
+        ValueError: for fewer than two values, as one run has no spread, and for infinite values
+            or NaN.
     """
     sample = np.asarray(list(values), float)
     if len(sample) < 2:
         raise ValueError(f"an interval needs at least two values (seeds), got {len(sample)}")
+    if not np.isfinite(sample).all():
+        raise ValueError(f"an interval needs finite values, got {sample.tolist()}")
     half = stats.sem(sample) * stats.t.ppf((1 + confidence) / 2, len(sample) - 1)
     return Interval(float(sample.mean()), float(sample.mean() - half), float(sample.mean() + half))
 

@@ -6,8 +6,8 @@ import json
 import math
 import os
 import platform
-import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -26,6 +26,8 @@ from coupled_adam.optim import CoupledAdamW, param_groups
 from coupled_adam.text import Corpus
 
 OPTIMIZERS = ("sgd", "adamw", "coupled")
+CONFIG_FILE, METRICS_FILE, CHECKPOINT_FILE = "config.json", "metrics.jsonl", "checkpoint.pt"
+_UNFINISHED = ".part"
 
 
 class DivergedError(RuntimeError):
@@ -83,16 +85,24 @@ class TrainingConfig:
             raise ValueError(
                 f"TrainingConfig.optimizer must be one of {OPTIMIZERS}, not {self.optimizer!r}"
             )
-        for name in ("steps", "batch_size", "evaluate_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"TrainingConfig.{name} must be at least 1")
+        at_least = {"warmup_steps": 0, "seed": 0} | dict.fromkeys(
+            ("steps", "batch_size", "evaluate_every", "evaluation_tokens", "checkpoint_every"), 1
+        )
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or value < least:
+                raise ValueError(
+                    f"TrainingConfig.{name} must be a whole number from {least}, not {value!r}"
+                )
         for name in ("learning_rate", "gradient_clip", "sgd_multiplier"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"TrainingConfig.{name} must be positive")
-        if not self.warmup_steps >= 0:
-            raise ValueError("TrainingConfig.warmup_steps must be at least 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"TrainingConfig.{name} must be positive and finite, not {getattr(self, name)}"
+                )
         if not 0 <= self.final_share <= 1:
-            raise ValueError("TrainingConfig.final_share must be in [0, 1]")
+            raise ValueError(
+                f"TrainingConfig.final_share must be in [0, 1], not {self.final_share}"
+            )
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 1: linear warm-up, then half a cosine."""
@@ -178,7 +188,8 @@ def train(
         The run, with its metrics and the trained model.
 
     Raises:
-        ValueError: if corpus and model do not fit, or the folder holds something else.
+        ValueError: if corpus and model do not fit, or the folder holds something else, or files
+            of the run that are damaged.
         DivergedError: if the loss stops being finite or exceeds three times that of guessing.
         OSError: if the folder cannot be written; what was there before stays as it was.
     """
@@ -196,14 +207,21 @@ def train(
             for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
             first = checkpoint["step"] + 1
+            del checkpoint  # or a second copy of the weights would stay in memory
 
     def record(row: dict[str, float]) -> None:
         rows.append(row)
         if store is not None:
             store.append(row)
 
-    if first == 1:
-        record({"step": 0, "tokens": 0, **_evaluate(model, corpus, config)})
+    def evaluate(step: int) -> dict[str, float]:
+        loss = _validation_loss(model, corpus, config)
+        # Here, since the geometry of weights that are not finite is not defined.
+        if not math.isfinite(loss):
+            raise DivergedError(_divergence(step, f"validation loss {loss:.4g}", store))
+        measures = geometry.summary(model.output_embedding.detach(), corpus.counts)
+        return {"validation_loss": loss, **measures}
+
     hidden: list[Tensor] = []
     hook = model.head.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
     too_large = 3 * math.log(config.model.vocabulary_size)
@@ -212,6 +230,8 @@ def train(
         steps, config.optimizer, config.steps, initial=first - 1, leave=False, disable=not progress
     )
     try:
+        if first == 1:
+            record({"step": 0, "tokens": 0, **evaluate(0)})
         for step in bar:
             rate = config.learning_rate_at(step)
             for optimizer in optimizers:
@@ -226,7 +246,8 @@ def train(
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
             value, norm = loss.item(), norm.item()
             if not (math.isfinite(norm) and value < too_large):
-                raise DivergedError(_divergence(step, value, norm, store))
+                what = f"loss {value:.4g}, gradient norm {norm:.4g}"
+                raise DivergedError(_divergence(step, what, store))
             for optimizer in optimizers:
                 optimizer.step()
             if observe is not None:
@@ -240,7 +261,7 @@ def train(
                 "gradient_norm": norm,
             }
             if step % config.evaluate_every == 0 or step == config.steps:
-                row |= _evaluate(model, corpus, config)
+                row |= evaluate(step)
                 bar.set_postfix(loss=f"{row['validation_loss']:.3f}")
             record(row)
             if store is not None and (step % config.checkpoint_every == 0 or step == config.steps):
@@ -310,8 +331,8 @@ def _windows(
 
 
 @torch.no_grad()
-def _evaluate(model: GPT, corpus: Corpus, config: TrainingConfig) -> dict[str, float]:
-    """Validation loss on evenly spaced windows, and the geometry of the output embeddings."""
+def _validation_loss(model: GPT, corpus: Corpus, config: TrainingConfig) -> float:
+    """Mean loss on evenly spaced windows of the validation text."""
     length, device = config.model.context, model.embedding.device
     count = max(1, min(config.evaluation_tokens, len(corpus.validation) - 1) // length)
     starts = np.linspace(0, len(corpus.validation) - length - 1, count).astype(np.int64)
@@ -319,17 +340,16 @@ def _evaluate(model: GPT, corpus: Corpus, config: TrainingConfig) -> dict[str, f
         model(*_windows(corpus.validation, some, length, str(device))).item() * len(some)
         for some in np.array_split(starts, math.ceil(count / config.batch_size))
     ]
-    measures = geometry.summary(model.output_embedding.detach(), corpus.counts)
-    return {"validation_loss": sum(losses) / count, **measures}
+    return sum(losses) / count
 
 
-def _divergence(step: int, loss: float, norm: float, store: _Store | None) -> str:
+def _divergence(step: int, what: str, store: _Store | None) -> str:
     saved = "nothing was saved (no folder was given)"
     if store is not None:
         kept = store.saved_step
         saved = f"{store.folder} keeps the checkpoint of step {kept}" if kept else "none was saved"
     return (
-        f"training diverged at step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; {saved}. "
+        f"training diverged at step {step}: {what}; {saved}. "
         "Try a lower learning rate or a longer warm-up"
     )
 
@@ -341,7 +361,7 @@ class _Store:
         self.folder = folder
         self.saved_step = 0
         self._description = {
-            "config": json.loads(json.dumps(asdict(config))),
+            "config": json.loads(json.dumps(asdict(config), default=int)),  # NumPy's too
             "corpus": {
                 "name": corpus.name,
                 "fingerprint": corpus.fingerprint,
@@ -355,21 +375,17 @@ class _Store:
     def open(self) -> tuple[list[dict[str, float]], dict[str, Any] | None]:
         """Make the folder, or read what an earlier call left in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        described, metrics = self.folder / "config.json", self.folder / "metrics.jsonl"
+        for name in (CONFIG_FILE, METRICS_FILE, CHECKPOINT_FILE):
+            for unfinished in self.folder.glob(f".{name}.*{_UNFINISHED}"):  # of a killed process
+                unfinished.unlink()
+        described = self.folder / CONFIG_FILE
         rows, checkpoint = [], None
         if described.exists():
-            self._check_same(json.loads(described.read_text(encoding="utf-8")))
-            if (self.folder / "checkpoint.pt").exists():
-                checkpoint = torch.load(
-                    self.folder / "checkpoint.pt", map_location="cpu", weights_only=True
-                )
+            self._check_same(_read_description(described))
+            if (self.folder / CHECKPOINT_FILE).exists():
+                checkpoint = _read_checkpoint(self.folder / CHECKPOINT_FILE)
                 self.saved_step = checkpoint["step"]
-                rows = [row for row in _read_rows(metrics) if row["step"] <= self.saved_step]
-                if len(rows) != self.saved_step + 1:
-                    raise ValueError(
-                        f"{metrics} lacks steps before {self.saved_step}, where the checkpoint "
-                        "is: the folder was changed by hand; use a new one"
-                    )
+                rows = _read_rows(self.folder / METRICS_FILE, self.saved_step)
         elif any(self.folder.iterdir()):
             raise ValueError(
                 f"{self.folder} is not empty and holds no run: choose a new folder for this one"
@@ -378,9 +394,10 @@ class _Store:
             with whole_file(described) as file:
                 file.write(json.dumps(self._description, indent=1).encode())
         # What was measured after the checkpoint will be measured again.
-        with whole_file(metrics) as file:
+        with whole_file(self.folder / METRICS_FILE) as file:
             file.write("".join(_line(row) for row in rows).encode())
-        self._metrics = metrics.open("a", encoding="utf-8")
+        # Without a buffer, so that whoever follows the file sees every step when it is done.
+        self._metrics = (self.folder / METRICS_FILE).open("ab", buffering=0)
         return rows, checkpoint
 
     def _check_same(self, found: dict[str, Any]) -> None:
@@ -398,19 +415,33 @@ class _Store:
             )
 
     def append(self, row: dict[str, float]) -> None:
-        self._metrics.write(_line(row))
+        """Write a row of the metrics."""
+        line = _line(row).encode()
+        try:
+            while line:  # a disk that fills up may take a part of it first
+                line = line[self._metrics.write(line) :]
+        except OSError as error:
+            raise _could_not_write(self.folder / METRICS_FILE, error) from error
 
     def save(self, step: int, model: GPT, optimizers: list[torch.optim.Optimizer]) -> None:
         """Replace the checkpoint, with the metrics up to it safely on disk first."""
-        self._metrics.flush()
-        os.fsync(self._metrics.fileno())
+        try:
+            os.fsync(self._metrics.fileno())
+        except OSError as error:
+            raise _could_not_write(self.folder / METRICS_FILE, error) from error
         state = {
             "step": step,
             "model": model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         }
-        with whole_file(self.folder / "checkpoint.pt") as file:
-            torch.save(state, file)
+        with whole_file(self.folder / CHECKPOINT_FILE) as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:
+                # What torch says when it cannot finish an archive hides why.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
         self.saved_step = step
 
     def close(self) -> None:
@@ -421,13 +452,47 @@ def _line(row: dict[str, float]) -> str:
     return json.dumps(row) + "\n"
 
 
-def _read_rows(path: Path) -> Iterator[dict[str, float]]:
-    """The rows of a metrics file, up to a line that was cut off by an interruption."""
+def _read_rows(path: Path, last: int) -> list[dict[str, float]]:
+    """The rows of steps 0 to ``last``; what follows, a line that was cut off too, is ignored."""
+    rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
-            yield json.loads(line)
+            rows.append(json.loads(line))
         except json.JSONDecodeError:
-            return
+            break
+    if [row["step"] for row in rows[: last + 1]] != list(range(last + 1)):
+        raise ValueError(
+            f"{path} lacks steps before {last}, where the checkpoint is: the folder was changed "
+            "by hand or damaged; use a new one"
+        )
+    return rows[: last + 1]
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        return {part: dict(description[part]) for part in ("config", "corpus")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not describe a run ({error}): the folder was changed by hand or "
+            "damaged; use a new one"
+        ) from error
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not compare the checksums
+        if damaged is not None:
+            raise ValueError(f"{damaged} has a wrong checksum")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a reader stumbles over, it is the file that is wrong
+        raise ValueError(
+            f"{path} is damaged and cannot be read ({error}): restore it from a copy, or remove "
+            "it and call train() again to start the run from its first step"
+        ) from error
 
 
 @contextmanager
@@ -443,20 +508,24 @@ def whole_file(path: Path) -> Iterator[Any]:
     Raises:
         OSError: if it cannot be written (a full disk, say); ``path`` is then as it was.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    # Not tempfile's: nobody but the owner may read what that makes.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise OSError(
-                error.errno, f"could not write {path}, which is left as it was: {error.strerror}"
-            ) from error
+            raise _could_not_write(path, error) from error
         raise
+
+
+def _could_not_write(path: Path, error: OSError) -> OSError:
+    reason = f"could not write {path}: {error.strerror or error}"
+    return OSError(error.errno, f"{reason}; free space or choose another folder, then call again")
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
@@ -483,21 +552,20 @@ def load_run(folder: str | Path) -> Run:
 
     Raises:
         FileNotFoundError: if the folder holds no run, or one without a checkpoint yet.
+        ValueError: if a file of the run is damaged.
     """
     folder = Path(folder)
-    for name in ("config.json", "checkpoint.pt"):
+    for name in (CONFIG_FILE, CHECKPOINT_FILE):
         if not (folder / name).exists():
             raise FileNotFoundError(
                 f"{folder} has no {name}: it is not a run folder, or the run was interrupted "
                 "before its first checkpoint; call train() again to go on"
             )
-    config = _config_from(
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
-    )
-    checkpoint = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+    config = _config_from(_read_description(folder / CONFIG_FILE)["config"])
+    checkpoint = _read_checkpoint(folder / CHECKPOINT_FILE)
     model = GPT(config.model)
     model.load_state_dict(checkpoint["model"])
-    rows = [r for r in _read_rows(folder / "metrics.jsonl") if r["step"] <= checkpoint["step"]]
+    rows = _read_rows(folder / METRICS_FILE, checkpoint["step"])
     return Run(config, pd.DataFrame(rows), model, folder)
 
 
