@@ -69,6 +69,16 @@ def test_blocks_join_without_a_seam(monkeypatch):
     assert len(ids) == 40_000
 
 
+def test_rounding_does_not_carry_a_word_over_the_border_of_its_class():
+    class Edge:
+        def random(self, size=None):
+            return np.full(size, np.nextafter(1, 0)) if size else np.nextafter(1, 0)
+
+    language, _ = spoken(200, 1.0, 8)
+    (ids,) = language.speak(10, Edge())
+    assert language.classes[ids].tolist() == [7] * 10
+
+
 def test_the_corpus(tmp_path):
     corpus = synthetic(500, 50_000, 1.0, classes=7, cache=tmp_path)
     assert corpus.vocabulary_size == 500

@@ -249,9 +249,10 @@ def test_one_long_line_passes_in_pieces(monkeypatch):
 
 
 def test_cutting_a_document_into_passages_keeps_its_tokens(wikipedia, monkeypatch):
-    article = wikipedia.decode(wikipedia.train[:3000])
-    monkeypatch.setattr(sources, "PASSAGE", 300)
+    article = "\n\n   \n  ".join(wikipedia.decode(wikipedia.train[:3000]).split(" "))
+    monkeypatch.setattr(sources, "PASSAGE", 200)
     passages = [p for p in sources._passages([article, None]) if p is not None]
     assert len(passages) > 10
+    assert not any(p[-1].isspace() for p in passages)
     pieces = np.concatenate([wikipedia.encode(p) for p in passages])
     assert np.array_equal(pieces, wikipedia.encode("".join(passages)))
