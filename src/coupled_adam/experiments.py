@@ -185,8 +185,14 @@ def compare(
 
     Returns:
         The table of all metrics, and the trained embeddings.
+
+    Raises:
+        ValueError: if there is no arm, or an unknown one.
+        DivergedError: if the loss of one run diverges.
     """
     arms = [(optimizer, seed) for seed in seeds for optimizer in optimizers]
+    if not arms:
+        raise ValueError("nothing to compare: give at least one optimizer and one seed")
     jobs = [(corpus, replace(config, optimizer=o, seed=s)) for o, s in arms]
     workers = min(workers or _cores(), len(jobs))
     # Processes that start anew, since a forked copy of a process with threads can hang.
