@@ -17,7 +17,12 @@ V, H = 60, 8
 def shown(monkeypatch):
     """The figures that were shown, still open."""
     figures = []
-    monkeypatch.setattr(plt, "show", lambda: figures.append(plt.gcf()))
+
+    def show():
+        figures.append(plt.gcf())
+        plt.gcf().canvas.draw()  # some mistakes show only when the figure is drawn
+
+    monkeypatch.setattr(plt, "show", show)
     monkeypatch.setattr(plt, "close", lambda _: None)
     yield figures
     monkeypatch.undo()

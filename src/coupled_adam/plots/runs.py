@@ -101,7 +101,6 @@ def moment_against_frequency(
             markersize=3,
             markeredgewidth=0,
             alpha=0.4,
-            rasterized=True,
             label="Adam: $v_i$ of each token",
         )
         ends = np.array([frequencies[seen].min(), frequencies.max()])
@@ -132,7 +131,7 @@ def clouds(embeddings: Embeddings, counts: np.ndarray, seed: int = 0) -> None:
     names = _present(name for name, _ in embeddings)
     rank = np.argsort(np.argsort(-counts, kind="stable"))
     frequent = rank < len(counts) / 10
-    with panels(len(names), sharex=True, sharey=True, width=9.6, height=3.9) as axes:
+    with panels(len(names), sharex=True, sharey=True, width=9.6, height=4.6) as axes:
         for ax, name in zip(axes, names, strict=True):
             across, up = _side_view(embeddings[name, seed])
             for part, colour, marker in ((~frequent, COLOURS[name], "o"), (frequent, "black", "x")):
@@ -142,15 +141,14 @@ def clouds(embeddings: Embeddings, counts: np.ndarray, seed: int = 0) -> None:
                     marker,
                     color=colour,
                     markersize=3,
-                    alpha=0.35,
-                    linestyle="",
-                    rasterized=True,
+                    markeredgewidth=0.7 if marker == "x" else 0,
+                    alpha=0.4,
                 )
             ax.axhline(0, color=NEUTRAL, linewidth=0.8)
             ax.axvline(0, color=NEUTRAL, linewidth=0.8)
             ax.plot(across.mean(), 0, "*", color=ACCENT, markersize=18, markeredgecolor="black")
             ax.set_title(NAMES[name])
-            ax.set_aspect("equal", adjustable="datalim")
+            ax.set_aspect("equal")
         axes[0].set_ylabel("widest direction across")
         axes[len(names) // 2].set_xlabel("along the mean (mean length of an embedding = 1)")
 
@@ -192,10 +190,9 @@ def lengths_against_frequency(embeddings: Embeddings, counts: np.ndarray, seed: 
                 markersize=3,
                 markeredgewidth=0,
                 alpha=0.3,
-                rasterized=True,
             )
             ax.plot(middle, [np.median(length[some]) for some in classes], color="black")
-            ax.set(xscale="log", yscale="log", title=NAMES[name])
+            ax.set(xscale="log", ylim=(0, None), title=NAMES[name])
         axes[0].set_ylabel("length of the embedding")
         axes[len(names) // 2].set_xlabel("frequency $f_i$")
 
@@ -219,8 +216,9 @@ def learning_rates(sweep: pd.DataFrame, labels: Mapping[str, str]) -> None:
                     color=COLOURS[name],
                     label=NAMES[name],
                 )
-            ax.set(xscale="log", xlabel="embedding's learning rate\n(multiple)", ylabel=label)
-        axes[0].legend()
+            ax.set(xscale="log", xlabel="embedding's learning rate (multiple)", ylabel=label)
+            ax.xaxis.set_major_formatter("{x:g}")
+        axes[-1].legend(loc="center right")
 
 
 def _present(names: object) -> list[str]:
