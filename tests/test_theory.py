@@ -201,6 +201,16 @@ def test_the_simulation_takes_the_steps_of_the_real_optimizers(coupled, learn):
     np.testing.assert_allclose(path, expected, atol=2e-6)
 
 
+@pytest.mark.parametrize(("coupled", "expected"), [(False, 1 / 25), (True, 1 / 5)])
+def test_the_simulation_couples_by_the_mean_over_the_vocabulary(coupled, expected):
+    """Only one of 25 words has a gradient x; its step is x / |x|, or x / sqrt(x^2 / 25)."""
+    f = np.eye(25)[3]
+    path = theory.simulate_drift(
+        f, 4, [1.0], np.zeros(3), np.ones(3), betas=(0, 0), eps=1e-12, coupled=coupled
+    )
+    np.testing.assert_allclose(np.abs(path), expected, rtol=1e-5)
+
+
 def test_the_simulated_noise_is_that_of_the_tokens_that_occur():
     """beta1 = beta2 = 0, coupled: a step is the gradient over the root of its mean square."""
     f, n, std = theory.zipf_frequencies(6), 10, np.array([0.5, 2.0])

@@ -693,13 +693,29 @@ def full_disk(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("where", ["save", "fsync"])
-def test_a_full_disk_leaves_the_old_checkpoint_whole(corpus, tmp_path, monkeypatch, where):
+def full_disk_as_torch_tells_it(*_, **__):
+    try:
+        full_disk()
+    finally:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 43 vs 42")
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "fails"),
+    [
+        (torch, "save", full_disk),
+        (torch, "save", full_disk_as_torch_tells_it),
+        (os, "fsync", full_disk),
+    ],
+)
+def test_a_full_disk_leaves_the_old_checkpoint_whole(
+    corpus, tmp_path, monkeypatch, module, name, fails
+):
     folder = tmp_path / "run"
 
     def observe(step):
         if step.number == 6:
-            monkeypatch.setattr(*((torch, "save") if where == "save" else (os, "fsync")), full_disk)
+            monkeypatch.setattr(module, name, fails)
 
     with pytest.raises(OSError, match=r"could not write .*No space left.*free space") as caught:
         run(make_config(), corpus, folder, observe)
@@ -760,6 +776,17 @@ def test_a_whole_file_that_is_interrupted_is_as_it_was(tmp_path, error):
         raise error
     assert path.read_bytes() == b"old"
     assert files_of(tmp_path) == ["x"]
+
+
+def test_a_whole_file_takes_the_place_of_the_old_one_at_once(tmp_path):
+    """Renamed, not copied over: whoever has the old file open still has all of it."""
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    with path.open("rb") as reader:
+        with whole_file(path) as file:
+            file.write(b"new")
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"new"
 
 
 def test_a_whole_file_where_nothing_can_be_written(tmp_path):
