@@ -1,6 +1,22 @@
 """Pictures: tables and arrays in, one figure out; every function shows it and returns nothing."""
 
+from coupled_adam.plots.cloud import (
+    along_the_drift,
+    cosine_histogram,
+    cosines_by_kinship,
+    from_the_side,
+    mean_cosine_of_shift,
+    repairs,
+)
 from coupled_adam.plots.drift import distance_of_mean, drift_shares, foretold
+from coupled_adam.plots.frequency import (
+    TokenTrace,
+    fit_by_step,
+    moments_by_frequency,
+    step_size_against_frequency,
+    token_traces,
+    zipf,
+)
 from coupled_adam.plots.gradients import (
     after_a_kick,
     bowl_paths,
@@ -24,21 +40,33 @@ __all__ = [
     "COLOURS",
     "MARKERS",
     "NAMES",
+    "TokenTrace",
     "after_a_kick",
+    "along_the_drift",
     "bowl_paths",
     "clouds",
     "clouds_before_and_after",
+    "cosine_histogram",
+    "cosines_by_kinship",
     "curves",
     "distance_of_mean",
     "drift_shares",
+    "fit_by_step",
     "foretold",
+    "from_the_side",
     "head_to_tail",
     "intervals",
     "learning_rates",
     "lengths_against_frequency",
+    "mean_cosine_of_shift",
     "moment_against_frequency",
+    "moments_by_frequency",
     "panels",
+    "repairs",
     "step_by_noise",
     "step_by_row",
+    "step_size_against_frequency",
+    "token_traces",
     "walk",
+    "zipf",
 ]
