@@ -18,7 +18,7 @@ import pytest
 
 from coupled_adam import figures
 from coupled_adam.figures import _arithmetic as arithmetic
-from coupled_adam.figures._pictures import COLOURS
+from coupled_adam.figures.palette import COLOURS
 from coupled_adam.optim.reference import coupled_adamw_reference
 
 ALL = {

@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 
 ROOT = notebooks.ROOT
 # Other people's repositories that the book links to, as owner/name.
-OTHER_REPOSITORIES: set[str] = set()
+OTHER_REPOSITORIES = {"karpathy/nanoGPT"}
 
 
 def own_text_files() -> list[Path]:

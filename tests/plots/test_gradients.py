@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from coupled_adam import plots
 
-matplotlib.use("Agg")
-
 random = np.random.default_rng(0)
-
-
-@pytest.fixture
-def shown(monkeypatch):
-    """The figures that were shown; they are kept open for the test to look at."""
-    figures = []
-    monkeypatch.setattr(plt, "show", lambda: figures.append(plt.gcf()))
-    monkeypatch.setattr(plt, "close", lambda figure: None)
-    yield figures
-    monkeypatch.undo()
-    plt.close("all")
 
 
 def axes_of(shown):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,22 +10,6 @@ from coupled_adam.plots import runs
 from coupled_adam.plots.style import NAMES
 
 V, H = 60, 8
-
-
-@pytest.fixture
-def shown(monkeypatch):
-    """The figures that were shown, still open."""
-    figures = []
-
-    def show():
-        figures.append(plt.gcf())
-        plt.gcf().canvas.draw()  # some mistakes show only when the figure is drawn
-
-    monkeypatch.setattr(plt, "show", show)
-    monkeypatch.setattr(plt, "close", lambda _: None)
-    yield figures
-    monkeypatch.undo()
-    plt.close("all")
 
 
 def table(optimizers=("coupled", "sgd", "adamw"), seeds=(0, 1, 2)):

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from coupled_adam.figures._pictures import NAMES, picture
+from coupled_adam.figures._pictures import picture
+from coupled_adam.figures.palette import NAMES
 
 __all__ = ["LiveFigure", "cloud", "moments", "step_size", "toy_updates"]
 

@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coupled_adam.figures import _arithmetic as arithmetic
+from coupled_adam.figures.palette import COLOURS, MARKERS, NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-COLOURS = {"sgd": "#009E73", "adamw": "#D55E00", "coupled": "#0072B2"}
-NAMES = {"sgd": "SGD", "adamw": "Adam", "coupled": "Coupled Adam"}
-MARKERS = {"sgd": "o", "adamw": "s", "coupled": "D"}
 
 
 def picture(kind: str, config: dict[str, Any]) -> bytes:
@@ -28,7 +25,7 @@ def picture(kind: str, config: dict[str, Any]) -> bytes:
     from matplotlib.figure import Figure
 
     columns = {"cloud": 3, "toy_updates": len(config.get("optimizers", ()))}.get(kind, 2)
-    height = {"cloud": 3.6, "toy_updates": 3.9}.get(kind, 3.4)
+    height = {"cloud": 3.8, "toy_updates": 3.9}.get(kind, 3.4)
     figure = Figure(figsize=(9.2, height), dpi=130, facecolor="white", layout="constrained")
     panels = [figure.add_subplot(1, columns, k + 1) for k in range(columns)]
     for panel in panels:
@@ -69,7 +66,9 @@ def _cloud(panels: list[Axes], config: dict[str, Any]) -> None:
         )
         _plane(panel, half)
         _arrow(panel, (0, 0), rows.mean(axis=0), linewidth=2.5, color="black")
-        panel.set_title(f"{NAMES[name]}: {arithmetic.relative_mean_norm(rows):.2f}")
+        panel.set_title(
+            f"{NAMES[name]}\nrelative norm of the mean {arithmetic.relative_mean_norm(rows):.2f}"
+        )
     panels[0].set_ylabel("dimension 2")
 
 

@@ -8,7 +8,13 @@ from coupled_adam.plots.cloud import (
     mean_cosine_of_shift,
     repairs,
 )
-from coupled_adam.plots.drift import distance_of_mean, drift_shares, foretold
+from coupled_adam.plots.drift import (
+    distance_of_mean,
+    drift_shares,
+    foretold,
+    summed_updates,
+    typical_steps,
+)
 from coupled_adam.plots.frequency import (
     TokenTrace,
     fit_by_step,
@@ -66,7 +72,9 @@ __all__ = [
     "step_by_noise",
     "step_by_row",
     "step_size_against_frequency",
+    "summed_updates",
     "token_traces",
+    "typical_steps",
     "walk",
     "zipf",
 ]

@@ -56,7 +56,7 @@ def foretold(measured: np.ndarray, predictions: Mapping[str, np.ndarray]) -> Non
         predictions: what was predicted, [T, H], by name; at most three.
     """
     steps = np.arange(1, len(measured) + 1)
-    styles = [("--", COLOURS["coupled"]), (":", ACCENT), ("-.", NEUTRAL)]
+    styles = [("--", "black"), (":", ACCENT), ("-.", NEUTRAL)]
     length = np.linalg.norm(measured, axis=1)
     with panels(2, width=8.0) as (left, right):
         left.plot(steps, length, color=COLOURS["adamw"], linewidth=3, alpha=0.6, label="measured")
@@ -70,3 +70,51 @@ def foretold(measured: np.ndarray, predictions: Mapping[str, np.ndarray]) -> Non
             xlabel="step", ylabel="cosine with the measured", title="where to", ylim=(0, 1.03)
         )
         left.legend()
+
+
+def summed_updates(shares: Mapping[str, np.ndarray]) -> None:
+    """Lines: how far the updates of all tokens point the same way, one line an optimizer.
+
+    Args:
+        shares: length of the summed update over the summed lengths, by step, shape [T], in
+            [0, 1], by optimizer.
+    """
+    with panels() as (ax,):
+        for name, share in shares.items():
+            # The first step has no predecessor to take a difference from.
+            steps = np.arange(2, len(share) + 2)
+            ax.plot(
+                steps, share, color=COLOURS[name], marker=MARKERS[name], markevery=5,
+                markersize=5, label=NAMES[name],
+            )  # fmt: skip
+        ax.set_yscale("log")
+        ax.set(xlabel="step", ylabel="|sum of updates| /\nsum of |updates|")
+        ax.legend(loc="center right")
+
+
+def typical_steps(
+    frequencies: np.ndarray, steps: Mapping[str, np.ndarray], groups: int = 24
+) -> None:
+    """Points: the size of a step against the token's frequency, one series an optimizer.
+
+    Args:
+        frequencies: of the tokens, shape [V]; tokens that never occur are left out.
+        steps: root mean square step of a coordinate in units of the learning rate, shape [V], by
+            optimizer.
+        groups: tokens are grouped by the logarithm of their frequency; a point is a group's mean.
+    """
+    seen = frequencies > 0
+    logs = np.log(frequencies[seen])
+    edges = np.linspace(logs.min(), logs.max(), groups + 1)
+    member = np.clip(np.digitize(logs, edges) - 1, 0, groups - 1)
+    with panels() as (ax,):
+        for name, step in steps.items():
+            part = pd.DataFrame({"group": member, "f": frequencies[seen], "step": step[seen]})
+            mean = part.groupby("group").mean()
+            ax.loglog(
+                mean["f"], mean["step"], MARKERS[name], color=COLOURS[name], label=NAMES[name]
+            )
+        ax.axhline(1, color=NEUTRAL, linestyle="--", linewidth=1)
+        ax.text(frequencies[seen].min(), 1.08, "one learning rate", color=NEUTRAL, va="bottom")
+        ax.set(xlabel="frequency of the token", ylabel="step (learning rates)")
+        ax.legend(loc="lower right")

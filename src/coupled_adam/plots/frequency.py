@@ -94,7 +94,7 @@ def moments_by_frequency(
         ax.plot(f[~away], v[~away], ".", color=COLOURS["adamw"], markersize=3, alpha=0.4,
                 label="a token" if absent is None else "token seen within the memory")  # fmt: skip
         if absent is not None:
-            ax.plot(f[away], v[away], "x", color=COLOURS["coupled"], markersize=3, alpha=0.4,
+            ax.plot(f[away], v[away], "x", color=NEUTRAL, markersize=3, alpha=0.4,
                     label="token absent for longer")  # fmt: skip
         groups = np.array_split(np.arange(len(f)), classes)
         means = np.array([(f[group].mean(), v[group].mean()) for group in groups])

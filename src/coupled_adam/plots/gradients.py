@@ -109,7 +109,7 @@ def walk(gradients: np.ndarray, absent: ArrayLike) -> None:
     with panels(height=4.2) as (ax,):
         ax.plot(
             *path[: turn + 1].T,
-            color=COLOURS["coupled"],
+            color=ACCENT,
             linewidth=4,
             label=f"{turn} tokens that are absent",
         )
@@ -179,7 +179,7 @@ def after_a_kick(gradients: ArrayLike, steps: Mapping[str, np.ndarray]) -> None:
         gradients: shape [T].
         steps: Adam's steps in learning rates, [T], by the name of the setting; at most three.
     """
-    styles = [("-", COLOURS["adamw"]), ("--", COLOURS["coupled"]), (":", NEUTRAL)]
+    styles = [("-", COLOURS["adamw"]), ("--", ACCENT), (":", NEUTRAL)]
     number = np.arange(len(np.asarray(gradients)))
     with panels(3, width=8.4, height=3.2) as (left, middle, right):
         left.plot(number, gradients, color=NEUTRAL)

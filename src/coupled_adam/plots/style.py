@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-# Okabe and Ito's palette: distinguishable with every common form of colour blindness.
-COLOURS = {"sgd": "#009E73", "adamw": "#D55E00", "coupled": "#0072B2"}
-NAMES = {"sgd": "SGD", "adamw": "Adam", "coupled": "Coupled Adam"}
-MARKERS = {"sgd": "s", "adamw": "o", "coupled": "D"}
-# For what is not an optimizer.
+from coupled_adam.figures.palette import COLOURS, MARKERS, NAMES
+
+__all__ = ["ACCENT", "COLOURS", "MARKERS", "NAMES", "NEUTRAL", "panels"]
+
+# For what is not an optimizer; a third one is black.
 NEUTRAL, ACCENT = "#4d4d4d", "#CC79A7"
 
 _STYLE = {
