@@ -24,7 +24,7 @@ from nbformat import NotebookNode
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
 EXECUTED = BUILD / "executed"
-SECONDS_PER_CELL = 300
+SECONDS_PER_CELL = 600
 CLAIM_TYPE = "application/vnd.coupled-adam.claim+json"
 
 
