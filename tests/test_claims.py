@@ -64,8 +64,8 @@ def test_the_notebook_output_is_escaped_and_carries_the_numbers():
         (0.97123, "0.971"),
         (-12.345, "-12.3"),
         (12345.6, "12346"),
-        (1e-7, "1.0e-07"),
-        (2.5e6, "2.5e+06"),
+        (1e-7, "1e-7"),
+        (-2.34e6, "-2.3e6"),
     ],
 )
 def test_numbers_are_short_and_never_rounded_away(measured, shown):

@@ -15,9 +15,8 @@ import repository
 import yaml
 from bs4 import BeautifulSoup
 
-# Loaded only when a reader asks for live code with a click, which the book does not offer.
-# The others are names of formats, not addresses.
-NOT_LOADED = ("https://unpkg.com/thebe@", "http://www.w3.org/", "https://schema.org")
+# Names of formats, not addresses.
+NOT_LOADED = ("http://www.w3.org/", "https://schema.org")
 # What Sphinx adds to the pages of the table of contents.
 GENERATED = {"index", "genindex", "search", "prf-prf"}
 

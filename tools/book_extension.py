@@ -150,6 +150,20 @@ def number_by_chapter(app: Sphinx, env: BuildEnvironment) -> list[str]:
     return changed
 
 
+def drop_thebe(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Take the scripts for live code off the pages: Jupyter Book adds them twice, asked or not.
+
+    The second copy is an error in the browser, and they name an address on another host.
+    """
+    context["script_files"] = [
+        script
+        for script in context["script_files"]
+        if "thebe" not in f"{script.filename} {script.attributes.get('body', '')}".lower()
+    ]
+
+
 def copy_mathjax(app: Sphinx, error: Exception | None) -> None:
     """Put MathJax beside the pages, so that the site asks nothing of other hosts."""
     if error or app.builder.format != "html":
@@ -171,5 +185,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("execution-times", ExecutionTimes)
     # After Sphinx's own numbering, which is one of the handlers of the same event.
     app.connect("env-get-updated", number_by_chapter, priority=900)
+    app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("build-finished", copy_mathjax)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

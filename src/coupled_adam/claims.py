@@ -113,6 +113,9 @@ def _show(result: Claim) -> None:
 
 
 def _number(value: float) -> str:
+    if not math.isfinite(value):
+        return str(value)
     if value == 0 or 0.01 <= abs(value) < 1e5:
         return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return f"{value:.1e}"
+    head, power = f"{value:.1e}".split("e")
+    return f"{head.removesuffix('.0')}e{int(power)}"

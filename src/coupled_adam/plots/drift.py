@@ -23,6 +23,7 @@ def drift_shares(shares: pd.DataFrame) -> None:
             part = shares[shares["step"] == step].set_index("class")["share"]
             bars = ax.bar(classes, 100 * part[classes], color=COLOURS["adamw"])
             ax.bar_label(bars, fmt="%.0f", padding=2)
+            ax.margins(y=0.12)  # room for the numbers
             ax.axhline(0, color=NEUTRAL, linewidth=0.8)
             ax.set_title(f"after {step} step{'s' if step > 1 else ''}")
             ax.set_xticks(classes, [names.get(c, str(c)) for c in classes], rotation=35, ha="right")
