@@ -22,7 +22,7 @@ _STYLE = {
     "axes.spines.top": False,
     "figure.dpi": 110,
     "figure.facecolor": "white",
-    "font.size": 11,
+    "font.size": 12,
     "grid.color": "#dddddd",
     "legend.frameon": False,
     "savefig.facecolor": "white",
