@@ -427,13 +427,6 @@ def test_a_refused_group_is_not_kept():
     assert len(optimizer.param_groups) == 1
 
 
-def test_sparse_gradients_are_refused():
-    table = torch.nn.Embedding(4, 3, sparse=True)
-    table(torch.tensor([1])).sum().backward()
-    with pytest.raises(RuntimeError, match="sparse=False"):
-        CoupledAdamW(table.parameters(), coupled=True).step()
-
-
 @pytest.mark.parametrize("coupled", [False, True])
 def test_changing_the_coupling_in_mid_run_is_refused(coupled):
     *_, groups = two_groups(coupled=coupled)

@@ -11,6 +11,8 @@ from torch.optim import AdamW
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 
+from coupled_adam.optim.transfer import second_moment_for, state_dtype
+
 # Rows whose squares are summed at once: large enough to keep the overhead of a call small, small
 # enough that the squares stay in the processor's cache. Measured by benchmarks/optimizer_step.py.
 _ROWS_AT_ONCE = 1024
@@ -35,6 +37,11 @@ class CoupledAdamW(AdamW):
     All V rows enter the mean, rows that only pad the vocabulary to a round size included: they
     raise the step size of all tokens by the root of (rows / real rows).
 
+    Sparse gradients, as of ``nn.Embedding(..., sparse=True)``, are treated lazily, as by
+    ``torch.optim.SparseAdam``: a row that is absent from the gradient does not move, and its first
+    moment waits. The shared second moment is that of the dense gradient, in which absent rows are
+    zero, and decays at every step.
+
     Args:
         params: tensors or parameter groups; ``param_groups(model)`` makes the usual ones.
         lr: learning rate, at least 0.
@@ -52,7 +59,8 @@ class CoupledAdamW(AdamW):
     Raises:
         ValueError: for a hyperparameter out of range, or a coupled group that is empty or holds
             something other than dense floating-point matrices of at least two rows.
-        RuntimeError: in ``step``, for a sparse gradient.
+        RuntimeError: in ``step``, for a sparse gradient of a group that is not coupled or has
+            weight decay.
     """
 
     def __init__(
@@ -152,24 +160,10 @@ class CoupledAdamW(AdamW):
     def _convert_state(self, parameter: Tensor, source: dict[str, Any], coupled: bool) -> None:
         state = self.state[parameter]
         for key in ("exp_avg_sq", "max_exp_avg_sq"):
-            if key not in source:
-                continue
-            value = source[key].to(parameter.device)
-            if coupled:
-                if value.shape == parameter.shape:
-                    value = value.to(_state_dtype(parameter)).mean(0)
-                if value.shape != parameter.shape[1:]:
-                    raise ValueError(
-                        f"the loaded {key} has shape {tuple(value.shape)}; a coupled matrix of "
-                        f"shape {tuple(parameter.shape)} needs {tuple(parameter.shape)} (from "
-                        f"AdamW) or {tuple(parameter.shape[1:])}: load the checkpoint of the same "
-                        "model, with the groups in the same order"
-                    )
-                # Always a copy of our own: torch would have cast float32 state to a bfloat16
-                # parameter's type, and shares tensors that need no cast.
-                state[key] = value.to(_state_dtype(parameter), copy=True)
-            elif parameter.dim() == 2 and value.shape == parameter.shape[1:]:
-                state[key] = value.to(parameter.dtype).expand_as(parameter).clone()
+            # Torch shares tensors that need no cast, and would have cast float32 state to a
+            # bfloat16 parameter's type: so from the source, and a copy of our own.
+            if key in source and (coupled or source[key].shape != parameter.shape):
+                state[key] = second_moment_for(source[key], parameter, coupled)
 
     @_use_grad_for_differentiable
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -182,8 +176,8 @@ class CoupledAdamW(AdamW):
             What the closure returned, or None.
 
         Raises:
-            RuntimeError: if a gradient is sparse, or a group's ``coupled`` changed after its first
-                step.
+            RuntimeError: if a group's ``coupled`` changed after its first step, or for a sparse
+                gradient of a group that is not coupled or has weight decay.
         """
         loss = None
         if closure is not None:
@@ -198,7 +192,7 @@ class CoupledAdamW(AdamW):
         return loss
 
     def _coupled_step(self, group: dict[str, Any]) -> None:
-        lr, weight_decay, eps = float(group["lr"]), group["weight_decay"], group["eps"]
+        lr, weight_decay = float(group["lr"]), group["weight_decay"]
         beta1, beta2 = (float(beta) for beta in group["betas"])
         for parameter, gradient, state in self._with_gradients(group):
             if group["maximize"]:
@@ -206,18 +200,29 @@ class CoupledAdamW(AdamW):
             state["step"] += 1
             step = state["step"].item()
             first_moment, second_moment = state["exp_avg"], state["exp_avg_sq"]
-            first_moment.lerp_(gradient.to(first_moment.dtype), 1 - beta1)
-            second_moment.lerp_(_mean_square_of_rows(gradient, second_moment.dtype), 1 - beta2)
+            if gradient.is_sparse:
+                gradient = gradient.coalesce()
+                rows, gradient = gradient.indices()[0], gradient.values()
+                touched = first_moment[rows].lerp_(gradient.to(first_moment.dtype), 1 - beta1)
+                first_moment[rows] = touched
+            else:
+                first_moment.lerp_(gradient.to(first_moment.dtype), 1 - beta1)
+            squares = _sum_of_squares(gradient, second_moment.dtype)
+            second_moment.lerp_(squares / parameter.shape[0], 1 - beta2)
             if group["amsgrad"]:
                 largest = state["max_exp_avg_sq"]
                 torch.maximum(largest, second_moment, out=largest)
                 second_moment = largest
-            denominator = (second_moment / (1 - beta2**step)).sqrt_().add_(eps)
+            denominator = (second_moment / (1 - beta2**step)).sqrt_().add_(group["eps"])
+            size = -lr / (1 - beta1**step)
+            if parameter.grad.is_sparse:
+                parameter[rows] = parameter[rows].addcdiv_(touched, denominator, value=size)
+                continue
             if weight_decay != 0:
                 # Not a product with 1 - lr * weight_decay: rounded to float32, that factor is off
                 # by the same few parts in 1e8 at every step, and the error adds up.
                 parameter.add_(parameter, alpha=-lr * weight_decay)
-            parameter.addcdiv_(first_moment, denominator, value=-lr / (1 - beta1**step))
+            parameter.addcdiv_(first_moment, denominator, value=size)
 
     def _plain_step(self, group: dict[str, Any]) -> None:
         present = list(self._with_gradients(group))
@@ -251,11 +256,7 @@ class CoupledAdamW(AdamW):
             if parameter.grad is None:
                 continue
             if parameter.grad.is_sparse:
-                raise RuntimeError(
-                    "CoupledAdamW needs dense gradients, but a parameter of shape "
-                    f"{tuple(parameter.shape)} has a sparse one: build the embedding with "
-                    "nn.Embedding(..., sparse=False)"
-                )
+                _check_sparse(parameter, group)
             state = self.state[parameter]
             if not state:
                 _start_state(state, parameter, group)
@@ -283,7 +284,7 @@ def _start_state(state: dict[str, Any], parameter: Tensor, group: dict[str, Any]
     state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
     if group["coupled"]:
         second_moment = torch.zeros(
-            parameter.shape[1], dtype=_state_dtype(parameter), device=parameter.device
+            parameter.shape[1], dtype=state_dtype(parameter), device=parameter.device
         )
     else:
         second_moment = torch.zeros_like(parameter, memory_format=torch.preserve_format)
@@ -292,16 +293,34 @@ def _start_state(state: dict[str, Any], parameter: Tensor, group: dict[str, Any]
         state["max_exp_avg_sq"] = torch.zeros_like(second_moment)
 
 
-def _state_dtype(parameter: Tensor) -> torch.dtype:
-    return torch.float64 if parameter.dtype == torch.float64 else torch.float32
-
-
-def _mean_square_of_rows(gradient: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mean over the rows of the squared gradient, shape [H], without a full-size temporary."""
+def _sum_of_squares(gradient: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum over the rows of the squared gradient, shape [H], without a full-size temporary."""
     total = torch.zeros(gradient.shape[1], dtype=dtype, device=gradient.device)
     for block in gradient.split(_ROWS_AT_ONCE):
         total += block.to(dtype).square().sum(0)
-    return total / gradient.shape[0]
+    return total
+
+
+def _check_sparse(parameter: Tensor, group: dict[str, Any]) -> None:
+    """Refuse a sparse gradient for which lazy Coupled Adam is not defined."""
+    shape = tuple(parameter.shape)
+    if not group["coupled"]:
+        raise RuntimeError(
+            f"a parameter of shape {shape} has a sparse gradient, which only coupled groups can "
+            "take: put the embedding into a group with coupled=True, or build it with "
+            "nn.Embedding(..., sparse=False)"
+        )
+    if parameter.grad.sparse_dim() != 1:
+        raise RuntimeError(
+            f"the gradient of a parameter of shape {shape} is sparse in both dimensions; only "
+            "whole rows may be missing, as in the gradients of nn.Embedding(..., sparse=True)"
+        )
+    if group["weight_decay"] != 0:
+        raise RuntimeError(
+            f"a parameter of shape {shape} has a sparse gradient, and weight_decay="
+            f"{group['weight_decay']}: a lazy step would decay rows only when they occur, so set "
+            "weight_decay=0.0 for its group"
+        )
 
 
 def _check_group(group: dict[str, Any]) -> None:
