@@ -53,6 +53,23 @@ def test_untied_head_is_coupled_too():
     assert groups["embeddings"] == {"wte.weight", "lm_head.weight"}
 
 
+class Bytes(NanoGPTLike):
+    """As many tokens as coordinates: the projection has the shape of the token embeddings."""
+
+    def __init__(self, tied=True):
+        super().__init__(tied)
+        self.projection = nn.Linear(4, 11, bias=False)
+
+
+def test_a_projection_of_the_same_shape_is_not_taken_for_the_head():
+    assert by_name(Bytes())["embeddings"] == {"wte.weight"}
+    assert "projection.weight" in by_name(Bytes())["matrices"]
+    with pytest.raises(ValueError, match=r"which of \['lm_head', 'projection'\] is the output"):
+        param_groups(Bytes(tied=False))
+    groups = by_name(Bytes(tied=False), embeddings=["wte", "lm_head"])
+    assert groups["embeddings"] == {"wte.weight", "lm_head.weight"}
+
+
 def test_hugging_face_accessors_decide():
     groups = by_name(HuggingFaceLike())
     assert groups["embeddings"] == {"tokens.weight", "head.weight"}

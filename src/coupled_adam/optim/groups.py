@@ -37,8 +37,8 @@ def param_groups(
 
     Without ``embeddings`` the token embeddings are found like this: what
     ``get_input_embeddings()`` and ``get_output_embeddings()`` return, as in Hugging Face models;
-    else the one ``nn.Embedding`` that is not named like a table of positions, and every
-    ``nn.Linear`` whose weight is the same matrix or has the same shape (the output head).
+    else the one ``nn.Embedding`` that is not named like a table of positions, and the output
+    head: the ``nn.Linear`` whose weight is the same matrix or, if none is, has the same shape.
 
     Args:
         model: the model; parameters with ``requires_grad=False`` are left out.
@@ -133,9 +133,18 @@ def _found(model: nn.Module) -> list[Tensor]:
             "param_groups(model, embeddings=[model.token_embedding, model.output_head])"
         )
     (table, *_) = tables.values()
-    heads = [
-        module.weight
-        for module in model.modules()
+    heads = {
+        name: module.weight
+        for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module.weight.shape == table.weight.shape
-    ]
-    return [table.weight, *heads]
+    }
+    if any(weight is table.weight for weight in heads.values()):
+        return [table.weight]
+    if len(heads) > 1:
+        # With as many bytes as coordinates, say, every projection looks like an output head.
+        raise ValueError(
+            f"cannot tell which of {sorted(heads)} is the output head, since all have the shape "
+            f"{tuple(table.weight.shape)} of the token embeddings: name the embeddings, as in "
+            "param_groups(model, embeddings=[model.token_embedding, model.output_head])"
+        )
+    return [table.weight, *heads.values()]

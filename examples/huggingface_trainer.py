@@ -1,0 +1,37 @@
+"""Coupled Adam in the Trainer of Hugging Face: make the optimizer and hand it over.
+
+    python examples/huggingface_trainer.py
+
+trains a small GPT-2 on random tokens for a few steps. Needs transformers and accelerate.
+"""
+
+from pathlib import Path
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+
+from coupled_adam import CoupledAdamW, param_groups
+
+
+def make_trainer(model, dataset, folder, **options):
+    arguments = TrainingArguments(
+        str(folder), learning_rate=6e-4, lr_scheduler_type="cosine", warmup_steps=2, **options
+    )
+    # [adopt]
+    optimizer = CoupledAdamW(
+        param_groups(model, weight_decay=0.1), lr=arguments.learning_rate, betas=(0.9, 0.95)
+    )
+    return Trainer(model, arguments, train_dataset=dataset, optimizers=(optimizer, None))
+    # [/adopt]
+
+
+def small_model_and_data(length=16, sequences=64):
+    torch.manual_seed(0)
+    shape = GPT2Config(vocab_size=96, n_positions=length, n_embd=32, n_layer=1, n_head=2)
+    tokens = torch.randint(96, (sequences, length))
+    return GPT2LMHeadModel(shape), [{"input_ids": row, "labels": row} for row in tokens]
+
+
+if __name__ == "__main__":
+    model, data = small_model_and_data()
+    make_trainer(model, data, Path("trainer-run"), max_steps=8, report_to="none").train()
