@@ -11,6 +11,8 @@ from torch.optim import AdamW
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 
+from coupled_adam.optim import sharding
+
 # Rows whose squares are summed at once: large enough to keep the overhead of a call small, small
 # enough that the squares stay in the processor's cache. Measured by benchmarks/optimizer_step.py.
 _ROWS_AT_ONCE = 1024
@@ -110,6 +112,13 @@ class CoupledAdamW(AdamW):
         for group in self.param_groups:
             group.setdefault("coupled", False)
 
+    def state_dict(self) -> dict[str, Any]:
+        """As in ``torch.optim.AdamW``; process groups, which no file can hold, are left out."""
+        state_dict = super().state_dict()
+        for group in state_dict["param_groups"]:
+            group.pop("process_group", None)
+        return state_dict
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of this class or of ``torch.optim.AdamW``.
 
@@ -124,21 +133,24 @@ class CoupledAdamW(AdamW):
         Raises:
             ValueError: if groups or shapes do not fit.
         """
-        coupled = [group["coupled"] for group in self.param_groups]
+        own = [
+            {key: group[key] for key in ("coupled", "process_group") if key in group}
+            for group in self.param_groups
+        ]
         loaded: dict[str, Any] = {}
 
         def remember(_: torch.optim.Optimizer, final: dict[str, Any]) -> None:
             loaded.update(final)
 
         def convert(_: torch.optim.Optimizer) -> None:
-            for group, was_coupled, source in zip(
-                self.param_groups, coupled, loaded["param_groups"], strict=True
+            for group, kept, source in zip(
+                self.param_groups, own, loaded["param_groups"], strict=True
             ):
-                group["coupled"] = was_coupled
+                group.update(kept)
                 _check_group(group)
                 for parameter, key in zip(group["params"], source["params"], strict=True):
                     if key in loaded["state"]:
-                        self._convert_state(parameter, loaded["state"][key], was_coupled)
+                        self._convert_state(parameter, loaded["state"][key], group)
 
         # As hooks, so that what other hooks do to the state before and after still counts.
         first = self.register_load_state_dict_pre_hook(remember)
@@ -149,15 +161,25 @@ class CoupledAdamW(AdamW):
             first.remove()
             last.remove()
 
-    def _convert_state(self, parameter: Tensor, source: dict[str, Any], coupled: bool) -> None:
+    @torch.no_grad()
+    def _convert_state(
+        self, parameter: Tensor, source: dict[str, Any], group: dict[str, Any]
+    ) -> None:
         state = self.state[parameter]
         for key in ("exp_avg_sq", "max_exp_avg_sq"):
             if key not in source:
                 continue
             value = source[key].to(parameter.device)
-            if coupled:
+            if group["coupled"]:
+                if sharding.is_dtensor(parameter) and not sharding.is_dtensor(value):
+                    raise ValueError(
+                        f"the loaded {key} of a sharded matrix of shape {tuple(parameter.shape)} "
+                        "is a plain tensor: load the state with set_optimizer_state_dict of "
+                        "torch.distributed.checkpoint.state_dict, which shards it likewise"
+                    )
                 if value.shape == parameter.shape:
-                    value = value.to(_state_dtype(parameter)).mean(0)
+                    value = value.to(_state_dtype(parameter))
+                    value = sharding.mean_of_rows(value, parameter, group)
                 if value.shape != parameter.shape[1:]:
                     raise ValueError(
                         f"the loaded {key} has shape {tuple(value.shape)}; a coupled matrix of "
@@ -169,7 +191,7 @@ class CoupledAdamW(AdamW):
                 # parameter's type, and shares tensors that need no cast.
                 state[key] = value.to(_state_dtype(parameter), copy=True)
             elif parameter.dim() == 2 and value.shape == parameter.shape[1:]:
-                state[key] = value.to(parameter.dtype).expand_as(parameter).clone()
+                state[key] = sharding.matrix_of_rows(value, parameter)
 
     @_use_grad_for_differentiable
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -189,35 +211,74 @@ class CoupledAdamW(AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        swept = [
+            (group, parameter, sums)
+            for group in self.param_groups
+            if group["coupled"]
+            for parameter, sums in self._sweep(group)
+        ]
+        # The AdamW groups are stepped while the sums of sharded matrices travel.
+        reduction = sharding.Reduction(sums for _, _, sums in swept)
         for group in self.param_groups:
-            if group["coupled"]:
-                _check_group(group)
-                self._coupled_step(group)
-            else:
+            if not group["coupled"]:
                 self._plain_step(group)
+        reduction.wait()
+        for group, parameter, sums in swept:
+            self._coupled_update(group, parameter, sums)
         return loss
 
-    def _coupled_step(self, group: dict[str, Any]) -> None:
+    def _sweep(self, group: dict[str, Any]) -> Iterator[tuple[Tensor, sharding.ColumnSums]]:
+        """Read the gradients of a coupled group: update first moments, sum the squares."""
+        _check_group(group)
+        beta1 = float(group["betas"][0])
+        present = {p: (gradient, state) for p, gradient, state in self._with_gradients(group)}
+        for parameter in group["params"]:
+            groups = sharding.row_groups(parameter, group)
+            if parameter in present:
+                gradient, state = present[parameter]
+                gradient = sharding.local_gradient(gradient, parameter)
+                if group["maximize"]:
+                    gradient = -gradient
+                first_moment = sharding.local(state["exp_avg"])
+                first_moment.lerp_(gradient.to(first_moment.dtype), 1 - beta1)
+                total = _sum_of_squares(gradient, state["exp_avg_sq"].dtype)
+                yield parameter, sharding.ColumnSums(total, gradient.shape[0], groups)
+            elif groups:
+                # Another process may have a gradient for its rows: these count as zeros then.
+                rows, columns = sharding.local(parameter).shape
+                total = torch.zeros(columns, dtype=_state_dtype(parameter), device=parameter.device)
+                yield parameter, sharding.ColumnSums(total, rows, groups, has_gradient=False)
+
+    def _coupled_update(
+        self, group: dict[str, Any], parameter: Tensor, sums: sharding.ColumnSums
+    ) -> None:
+        if not sums.gradient_anywhere():
+            return
         lr, weight_decay, eps = float(group["lr"]), group["weight_decay"], group["eps"]
         beta1, beta2 = (float(beta) for beta in group["betas"])
-        for parameter, gradient, state in self._with_gradients(group):
-            if group["maximize"]:
-                gradient = -gradient
-            state["step"] += 1
-            step = state["step"].item()
-            first_moment, second_moment = state["exp_avg"], state["exp_avg_sq"]
-            first_moment.lerp_(gradient.to(first_moment.dtype), 1 - beta1)
-            second_moment.lerp_(_mean_square_of_rows(gradient, second_moment.dtype), 1 - beta2)
-            if group["amsgrad"]:
-                largest = state["max_exp_avg_sq"]
-                torch.maximum(largest, second_moment, out=largest)
-                second_moment = largest
-            denominator = (second_moment / (1 - beta2**step)).sqrt_().add_(eps)
-            if weight_decay != 0:
-                # Not a product with 1 - lr * weight_decay: rounded to float32, that factor is off
-                # by the same few parts in 1e8 at every step, and the error adds up.
-                parameter.add_(parameter, alpha=-lr * weight_decay)
-            parameter.addcdiv_(first_moment, denominator, value=-lr / (1 - beta1**step))
+        state = self.state[parameter]
+        if not state:
+            _start_state(state, parameter, group)
+        state["step"] += 1
+        step = state["step"].item()
+        first_moment, second_moment = map(sharding.local, (state["exp_avg"], state["exp_avg_sq"]))
+        if not sums.has_gradient:
+            first_moment.lerp_(first_moment.new_zeros(()), 1 - beta1)
+        second_moment.lerp_(sums.mean(), 1 - beta2)
+        if group["amsgrad"]:
+            largest = sharding.local(state["max_exp_avg_sq"])
+            torch.maximum(largest, second_moment, out=largest)
+            second_moment = largest
+        denominator = (second_moment / (1 - beta2**step)).sqrt_().add_(eps)
+        weight = sharding.local(parameter)
+        if weight_decay != 0:
+            # Not a product with 1 - lr * weight_decay: rounded to float32, that factor is off
+            # by the same few parts in 1e8 at every step, and the error adds up.
+            weight.add_(weight, alpha=-lr * weight_decay)
+        weight.addcdiv_(first_moment, denominator, value=-lr / (1 - beta1**step))
+        if weight is not parameter:
+            # Autograd watches the DTensor and would not notice that its part was written to.
+            torch.autograd.graph.increment_version(parameter)
 
     def _plain_step(self, group: dict[str, Any]) -> None:
         present = list(self._with_gradients(group))
@@ -282,9 +343,7 @@ def _start_state(state: dict[str, Any], parameter: Tensor, group: dict[str, Any]
     )
     state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
     if group["coupled"]:
-        second_moment = torch.zeros(
-            parameter.shape[1], dtype=_state_dtype(parameter), device=parameter.device
-        )
+        second_moment = sharding.column_zeros(parameter, _state_dtype(parameter))
     else:
         second_moment = torch.zeros_like(parameter, memory_format=torch.preserve_format)
     state["exp_avg_sq"] = second_moment
@@ -296,12 +355,12 @@ def _state_dtype(parameter: Tensor) -> torch.dtype:
     return torch.float64 if parameter.dtype == torch.float64 else torch.float32
 
 
-def _mean_square_of_rows(gradient: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mean over the rows of the squared gradient, shape [H], without a full-size temporary."""
+def _sum_of_squares(gradient: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum over the rows of the squared gradient, shape [H], without a full-size temporary."""
     total = torch.zeros(gradient.shape[1], dtype=dtype, device=gradient.device)
     for block in gradient.split(_ROWS_AT_ONCE):
         total += block.to(dtype).square().sum(0)
-    return total / gradient.shape[0]
+    return total
 
 
 def _check_group(group: dict[str, Any]) -> None:
@@ -321,20 +380,16 @@ def _check_group(group: dict[str, Any]) -> None:
             raise ValueError(f"a coupled group does not support {option}=True: {instead}")
     for parameter in group["params"]:
         shape = tuple(parameter.shape)
-        if type(parameter) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
-            raise ValueError(
-                f"a coupled group got a {type(parameter).__name__} of shape {shape}; only plain "
-                "dense tensors can be coupled so far (a mean over the rows of one shard would not "
-                "be the mean over the vocabulary): keep the embedding unsharded, or use "
-                "coupled=False for it"
-            )
         if parameter.dim() != 2:
             raise ValueError(
                 f"a coupled group got a parameter of shape {shape}; a mean over the vocabulary "
                 "needs a matrix of shape [tokens, width]: put vectors and other shapes in a group "
-                "of their own without coupled=True (a flat parameter of FSDP1 cannot be coupled)"
+                "of their own without coupled=True (a flat parameter of FSDP1 cannot be coupled: "
+                "shard with torch.distributed.fsdp.fully_shard)"
             )
-        if shape[0] < 2 or shape[1] < 1:
+        sharding.check(parameter, group)
+        # A row shard can be as small as nothing.
+        if (shape[0] < 2 and "process_group" not in group) or shape[1] < 1:
             raise ValueError(
                 f"a coupled group got a matrix of shape {shape}; with fewer than two rows there "
                 "is nothing to share: pass the whole embedding matrix"
