@@ -55,9 +55,10 @@ class CoupledAdamW(AdamW):
     behave bit for bit like ``torch.optim.AdamW``.
 
     The arguments are those of ``torch.optim.AdamW``, in the same order, and one more. ``foreach``
-    and ``fused`` choose the implementation of the groups that are not coupled; they do not change
-    what a coupled group computes. ``amsgrad`` takes the maximum over the shared vector. The shared
-    second moment is kept in float32 for parameters of lower precision (float64 for float64).
+    and ``fused`` choose the implementation of the groups that are not coupled; on a GPU,
+    ``fused=True`` also steps coupled groups with Triton kernels where Triton is installed.
+    ``amsgrad`` takes the maximum over the shared vector. The shared second moment is kept in
+    float32 for parameters of lower precision (float64 for float64).
 
     All V rows enter the mean, rows that only pad the vocabulary to a round size included: they
     raise the step size of all tokens by the root of (rows / real rows).
@@ -78,7 +79,7 @@ class CoupledAdamW(AdamW):
         foreach: as in ``torch.optim.AdamW``, for groups that are not coupled.
         capturable: as in ``torch.optim.AdamW``; refused for a coupled group.
         differentiable: as in ``torch.optim.AdamW``; refused for a coupled group.
-        fused: as in ``torch.optim.AdamW``, for groups that are not coupled.
+        fused: as in ``torch.optim.AdamW``; for coupled groups on a GPU, use Triton kernels.
         coupled: whether groups that do not say so themselves are coupled.
 
     Raises:
