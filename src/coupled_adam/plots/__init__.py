@@ -12,6 +12,7 @@ from coupled_adam.plots.drift import (
     distance_of_mean,
     drift_shares,
     foretold,
+    moments_by_process,
     summed_updates,
     typical_steps,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "mean_cosine_of_shift",
     "moment_against_frequency",
     "moments_by_frequency",
+    "moments_by_process",
     "panels",
     "repairs",
     "step_by_noise",
