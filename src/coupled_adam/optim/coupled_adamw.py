@@ -17,8 +17,8 @@ from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 from coupled_adam.optim import sharding
 from coupled_adam.optim.transfer import second_moment_for, state_dtype
 
-# Rows whose squares are summed at once: large enough to keep the overhead of a call small, small
-# enough that the squares stay in the processor's cache. Measured by benchmarks/optimizer_step.py.
+# Rows that are stepped at once: large enough to keep the overhead of a call small, small enough to
+# stay in the processor's cache. Measured by benchmarks/optimizer_step.py.
 _ROWS_AT_ONCE = 1024
 
 
@@ -296,24 +296,26 @@ class CoupledAdamW(AdamW):
                 decay=-lr * weight_decay,
                 maximize=group["maximize"],
             )
+        elif swept.rows is not None:
+            gradient = -gradient if group["maximize"] else gradient
+            touched = first_moment[swept.rows].lerp_(gradient.to(first_moment.dtype), 1 - beta1)
+            first_moment[swept.rows] = touched
+            moved = weight[swept.rows].addcdiv_(touched, denominator, value=size)
+            weight[swept.rows] = moved
         else:
             if gradient is None:
-                gradient = first_moment.new_zeros(())
-            elif group["maximize"]:
-                gradient = -gradient
-            gradient = gradient.to(first_moment.dtype)
-            if swept.rows is not None:
-                touched = first_moment[swept.rows].lerp_(gradient, 1 - beta1)
-                first_moment[swept.rows] = touched
-                moved = weight[swept.rows].addcdiv_(touched, denominator, value=size)
-                weight[swept.rows] = moved
-            else:
-                first_moment.lerp_(gradient, 1 - beta1)
+                gradient = first_moment.new_zeros(()).expand_as(first_moment)
+            # In blocks, so that a processor still has the first moment at hand when it is used.
+            at_once = _ROWS_AT_ONCE if weight.device.type == "cpu" else max(1, len(weight))
+            blocks = (matrix.split(at_once) for matrix in (weight, first_moment, gradient))
+            for e, m, g in zip(*blocks, strict=True):
+                g = -g if group["maximize"] else g
+                m.lerp_(g.to(m.dtype), 1 - beta1)
                 if weight_decay != 0:
                     # Not a product with 1 - lr * weight_decay: rounded to float32, that factor is
                     # off by the same few parts in 1e8 at every step, and the error adds up.
-                    weight.add_(weight, alpha=-lr * weight_decay)
-                weight.addcdiv_(first_moment, denominator, value=size)
+                    e.add_(e, alpha=-lr * weight_decay)
+                e.addcdiv_(m, denominator, value=size)
         if weight is not parameter or swept.kernel is not None:
             # Autograd watches the parameter and would not notice that its memory was written to.
             torch.autograd.graph.increment_version(parameter)
