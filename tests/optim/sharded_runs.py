@@ -368,7 +368,7 @@ def switch(case: Case, world: int, folder: Path) -> dict[str, Any]:
 
 
 def resume(case: Case, world: int, folder: Path) -> dict[str, Any]:
-    """The smallest world writes a checkpoint in mid-run; all worlds go on from it."""
+    """The first world of the case writes a checkpoint in mid-run; all its worlds go on from it."""
     straight = Training(case.placement, case.rows, case.variant)
     straight.run(0, STEPS // 2)
     if case.placement == "one process":
@@ -377,7 +377,7 @@ def resume(case: Case, world: int, folder: Path) -> dict[str, Any]:
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
     path = folder / str(case)
-    if world == min(case.worlds):
+    if world == case.worlds[0]:
         model, optimizer = get_state_dict(straight.model, straight.optimizer)
         dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=path)
     resumed = Training(case.placement, case.rows, case.variant, seed=1)

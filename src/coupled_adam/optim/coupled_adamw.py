@@ -37,6 +37,17 @@ class CoupledAdamW(AdamW):
     All V rows enter the mean, rows that only pad the vocabulary to a round size included: they
     raise the step size of all tokens by the root of (rows / real rows).
 
+    On several processes the training is that of one process, up to rounding. Nothing is to be said
+    for DDP (whole matrices) and for DTensors: FSDP2's ``fully_shard``, tensor parallelism by rows
+    or by columns, both at once, replicated; shards may be uneven or empty. Plain tensors that are
+    shards of rows need ``process_group=`` in their group, the processes that share out the rows.
+    A step adds up the sums of all coupled matrices in one all-reduce, while the other groups are
+    stepped. Every process of the group has to take the step, with or without gradients; rows
+    without a gradient count as zeros if another process has one, else the matrix is skipped.
+    Refused are ``Partial`` placements and the flat parameters of FSDP1. In checkpoints of
+    ``torch.distributed.checkpoint`` the state is sharded like the matrix; of plain shards each
+    process has to save its own.
+
     Args:
         params: tensors or parameter groups; ``param_groups(model)`` makes the usual ones.
         lr: learning rate, at least 0.
@@ -53,7 +64,8 @@ class CoupledAdamW(AdamW):
 
     Raises:
         ValueError: for a hyperparameter out of range, or a coupled group that is empty or holds
-            something other than dense floating-point matrices of at least two rows.
+            something other than dense floating-point matrices of at least two rows, whole or in
+            shards as described above.
         RuntimeError: in ``step``, for a sparse gradient.
     """
 
