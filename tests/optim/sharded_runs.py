@@ -496,6 +496,22 @@ def contract(case: Case, world: int, folder: Path) -> dict[str, Any]:
         facts["autograd notices the step"] = False
     except RuntimeError as error:
         facts["autograd notices the step"] = "modified by an inplace operation" in str(error)
+    events: list[str] = []
+
+    def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            events.append(name)
+            return function(*arguments, **options)
+
+        return call
+
+    with (
+        mock.patch.object(sharding, "_start", noted("start", sharding._start)),
+        mock.patch.object(CoupledAdamW, "_plain_step", noted("AdamW", CoupledAdamW._plain_step)),
+        mock.patch.object(sharding.Reduction, "wait", noted("wait", sharding.Reduction.wait)),
+    ):
+        shards.run(1, 2)
+    facts["the reduction runs under the AdamW groups"] = events == ["start", "AdamW", "wait"]
     return {"facts": {name: bool(fact) for name, fact in facts.items()}}
 
 

@@ -198,6 +198,7 @@ def test_what_cannot_be_right_is_refused(runs, case, world, name):
         "a deep copy holds the same state",
         "the process group outlives a checkpoint",
         "autograd notices the step",
+        "the reduction runs under the AdamW groups",
     ],
 )
 def test_the_contract_of_an_optimizer_holds_for_shards(runs, case, world, fact):

@@ -37,16 +37,15 @@ class CoupledAdamW(AdamW):
     All V rows enter the mean, rows that only pad the vocabulary to a round size included: they
     raise the step size of all tokens by the root of (rows / real rows).
 
-    On several processes the training is that of one process, up to rounding. Nothing is to be said
-    for DDP (whole matrices) and for DTensors: FSDP2's ``fully_shard``, tensor parallelism by rows
-    or by columns, both at once, replicated; shards may be uneven or empty. Plain tensors that are
-    shards of rows need ``process_group=`` in their group, the processes that share out the rows.
-    A step adds up the sums of all coupled matrices in one all-reduce, while the other groups are
-    stepped. Every process of the group has to take the step, with or without gradients; rows
-    without a gradient count as zeros if another process has one, else the matrix is skipped.
-    Refused are ``Partial`` placements and the flat parameters of FSDP1. In checkpoints of
-    ``torch.distributed.checkpoint`` the state is sharded like the matrix; of plain shards each
-    process has to save its own.
+    On several processes the result is that of one process, up to rounding. DDP's whole matrices
+    and DTensors need no option: ``fully_shard`` (FSDP2), tensor parallelism by rows or by columns,
+    both at once, or replicated; shards may be uneven or empty. A group of plain tensors that are
+    shards of rows needs ``process_group=``, the processes that share out the rows. One all-reduce a
+    step adds up the sums of all coupled matrices while the other groups are stepped, so every
+    process has to take every step, gradients or not: rows without a gradient count as zeros if
+    another process has one, else the matrix is skipped. ``Partial`` placements and the flat
+    parameters of FSDP1 are refused. ``torch.distributed.checkpoint`` saves the state on n processes
+    and loads it on m; of plain shards each process saves its own.
 
     Args:
         params: tensors or parameter groups; ``param_groups(model)`` makes the usual ones.
