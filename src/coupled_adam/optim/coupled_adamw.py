@@ -68,6 +68,16 @@ class CoupledAdamW(AdamW):
     moment waits. The shared second moment is that of the dense gradient, in which absent rows are
     zero, and decays at every step.
 
+    On several processes the result is that of one process, up to rounding. DDP's whole matrices
+    and DTensors need no option: ``fully_shard`` (FSDP2), tensor parallelism by rows or by columns,
+    both at once, or replicated; shards may be uneven or empty. A group of plain tensors that are
+    shards of rows needs ``process_group=``, the processes that share out the rows. One all-reduce a
+    step adds up the sums of all coupled matrices while the other groups are stepped, so every
+    process has to take every step, gradients or not: rows without a gradient count as zeros if
+    another process has one, else the matrix is skipped. ``Partial`` placements and the flat
+    parameters of FSDP1 are refused. ``torch.distributed.checkpoint`` saves the state on n processes
+    and loads it on m; of plain shards each process saves its own.
+
     Args:
         params: tensors or parameter groups; ``param_groups(model)`` makes the usual ones.
         lr: learning rate, at least 0.
@@ -84,7 +94,8 @@ class CoupledAdamW(AdamW):
 
     Raises:
         ValueError: for a hyperparameter out of range, or a coupled group that is empty or holds
-            something other than dense floating-point matrices of at least two rows.
+            something other than dense floating-point matrices of at least two rows, whole or in
+            shards as described above.
         RuntimeError: in ``step``, for a sparse gradient of a group that is not coupled or has
             weight decay.
     """

@@ -157,8 +157,8 @@ def row_groups(parameter: Tensor, group: dict[str, Any]) -> tuple[ProcessGroup, 
 
 def is_dtensor(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor."""
-    # Where there is one its module has been imported. To import it here would cost a second, and
-    # fail where torch was built without torch.distributed.
+    # Where there is one its module has been imported; to import it here would fail where torch was
+    # built without torch.distributed.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 

@@ -1,0 +1,605 @@
+"""Trainings on one process and on many; test_sharded.py starts this file once per rank.
+
+The same code makes the run that is tested and, with the placement "one process", the run that it
+is held against.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from coupled_adam import CoupledAdamW
+from coupled_adam.optim import sharding
+
+WIDTH, STEPS = 6, 20
+# A collective that some process does not join fails after the first, a worker after the second.
+COLLECTIVE_SECONDS, WORKER_SECONDS = 30, 150
+
+
+# The model: four tensors, and a loss whose gradients are the given ones.
+
+
+class Model(nn.Module):
+    """Two coupled matrices, and a matrix and a vector for AdamW."""
+
+    def __init__(self, rows: int, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        shapes = {"table": (rows, WIDTH), "head": (rows + 1, WIDTH), "matrix": (4, 6), "bias": (6,)}
+        for name, shape in shapes.items():
+            self.register_parameter(
+                name, nn.Parameter(0.1 * torch.randn(*shape, generator=generator))
+            )
+        # Which rows of the whole matrices are here, and whom they are shared out with.
+        self.here: dict[str, slice] = {}
+        self.process_group: Any = None
+
+    def forward(self, gradients: dict[str, Tensor]) -> Tensor:
+        return sum(
+            _inner_product(parameter, gradients[name][self.here.get(name, slice(None))])
+            for name, parameter in self.named_parameters()
+        )
+
+
+def _inner_product(parameter: Tensor, gradient: Tensor) -> Tensor:
+    if not sharding.is_dtensor(parameter):
+        return (parameter * gradient).sum()
+    from torch.distributed.tensor import distribute_tensor
+
+    gradient = distribute_tensor(gradient, parameter.device_mesh, parameter.placements)
+    return (parameter * gradient).sum().full_tensor()
+
+
+def make_gradients(rows: int) -> list[dict[str, Tensor]]:
+    """Frequent rows first and rare rows last, as tokens are: shards differ by magnitudes."""
+    generator = torch.Generator().manual_seed(2)
+    shapes = {name: p.shape for name, p in Model(rows).named_parameters()}
+    gradients = []
+    for _ in range(STEPS):
+        step = {n: torch.randn(*shape, generator=generator) for n, shape in shapes.items()}
+        for name in ("table", "head"):
+            step[name] *= torch.logspace(0, -3, len(step[name]))[:, None]
+        gradients.append(step)
+    return gradients
+
+
+# Placements: each takes a whole model and returns it placed.
+
+
+@functools.cache  # torch takes equal meshes for the same one, but gives each its own groups
+def _mesh(*shape: int) -> Any:
+    names = ("outer", "middle", "inner")[-len(shape) :]
+    return torch.distributed.init_device_mesh("cpu", shape, mesh_dim_names=names)
+
+
+def _world() -> int:
+    return torch.distributed.get_world_size()
+
+
+def _distribute(model: Model, mesh: Any, *placements: Any) -> Model:
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    for name, parameter in list(model.named_parameters()):
+        chosen = placements if parameter.dim() == 2 else [Replicate()] * mesh.ndim
+        setattr(model, name, nn.Parameter(distribute_tensor(parameter.detach(), mesh, chosen)))
+    return model
+
+
+def data_parallel(model: Model) -> nn.Module:
+    return nn.parallel.DistributedDataParallel(model)
+
+
+def fsdp(model: Model, *mesh: int, column: bool = False) -> nn.Module:
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Shard
+
+    def by_column(parameter: Tensor) -> Any:
+        return Shard(1) if parameter.dim() == 2 else None
+
+    return fully_shard(
+        model,
+        mesh=_mesh(*(mesh or [_world()])),
+        shard_placement_fn=by_column if column else None,
+    )
+
+
+def tensor_parallel(model: Model, dim: int) -> nn.Module:
+    from torch.distributed.tensor import Shard
+
+    return _distribute(model, _mesh(_world()), Shard(dim))
+
+
+def fsdp_over_tensor_parallel(model: Model, dim: int) -> nn.Module:
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Shard
+
+    mesh = _mesh(2, _world() // 2)
+    return fully_shard(_distribute(model, mesh["inner"], Shard(dim)), mesh=mesh["middle"])
+
+
+def two_axes_of_three(model: Model) -> nn.Module:
+    from torch.distributed.tensor import Replicate, Shard
+
+    return _distribute(model, _mesh(1, 2, _world() // 2), Replicate(), Shard(0), Shard(0))
+
+
+def replicated(model: Model) -> nn.Module:
+    from torch.distributed.tensor import Replicate
+
+    return _distribute(model, _mesh(_world()), Replicate())
+
+
+@functools.cache
+def _groups_of(size: int) -> list[Any]:
+    first_ranks = range(0, _world(), size)
+    return [torch.distributed.new_group(list(range(r, r + size))) for r in first_ranks]
+
+
+def row_shards(model: Model, size: int | None = None) -> nn.Module:
+    """Plain tensors; with a size, the world is cut into groups of as many that do the same."""
+    rank = torch.distributed.get_rank()
+    size = size or _world()
+    model.process_group = _groups_of(size)[rank // size]
+    for name in ("table", "head"):
+        whole = getattr(model, name).detach()
+        rows = torch.arange(len(whole)).tensor_split(size)
+        first = sum(len(part) for part in rows[: rank % size])
+        model.here[name] = slice(first, first + len(rows[rank % size]))
+        setattr(model, name, nn.Parameter(whole[model.here[name]].clone()))
+    return model
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a model is spread, on how many processes, and how many all-reduces a step then takes."""
+
+    place: Callable[[Model], nn.Module]
+    collectives: int
+    worlds: tuple[int, ...] = (2, 3, 4)
+
+
+PLACEMENTS = {
+    "one process": Placement(lambda model: model, 0, worlds=()),
+    "DDP": Placement(data_parallel, 0, worlds=(2,)),
+    "FSDP2": Placement(fsdp, 1),
+    "FSDP2 by column": Placement(lambda model: fsdp(model, column=True), 0, worlds=(2,)),
+    "FSDP2, replicated": Placement(lambda model: fsdp(model, 2, 2), 1, worlds=(4,)),
+    "tensor parallel rows": Placement(lambda model: tensor_parallel(model, 0), 1),
+    "tensor parallel columns": Placement(lambda model: tensor_parallel(model, 1), 0, (2, 4)),
+    "FSDP2 over rows": Placement(lambda model: fsdp_over_tensor_parallel(model, 0), 1, (4,)),
+    "FSDP2 over columns": Placement(lambda model: fsdp_over_tensor_parallel(model, 1), 1, (4,)),
+    "two axes of three": Placement(two_axes_of_three, 2, worlds=(4,)),
+    "DTensor replicated": Placement(replicated, 0, worlds=(2,)),
+    "row shards": Placement(row_shards, 1),
+    "row shards in pairs": Placement(lambda model: row_shards(model, 2), 1, worlds=(4,)),
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "clipped": {"clip": 0.5},
+    "amsgrad, maximize": {"amsgrad": True, "maximize": True, "betas": (0.8, 0.95)},
+}
+
+# What every placement is tried with, by the number of processes: shards of one size (10 on 2), of
+# several, and one without rows (3 on 4).
+TRIALS = {
+    2: ((10, "clipped"), (11, "default"), (11, "amsgrad, maximize")),
+    3: ((11, "default"), (11, "clipped")),
+    4: ((10, "default"), (3, "clipped")),
+}
+
+
+# Training.
+
+
+@dataclass
+class Training:
+    """A placed model with its optimizer."""
+
+    placement: str
+    rows: int
+    variant: str = "default"
+    coupled: bool = True
+    seed: int = 0
+    optimizer_class: type[torch.optim.AdamW] = CoupledAdamW
+    collectives: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.bare = Model(self.rows, self.seed)
+        self.model = PLACEMENTS[self.placement].place(self.bare)
+        self.options = dict(VARIANTS[self.variant])
+        self.clip_at = self.options.pop("clip", None)
+        self.gradients = make_gradients(self.rows)
+        self.optimizer = self.optimizer_class(self.groups(), lr=1e-2, **self.options)
+
+    def groups(self) -> list[dict[str, Any]]:
+        embeddings = {"params": [self.bare.table, self.bare.head], "weight_decay": 0.0}
+        if self.optimizer_class is CoupledAdamW:
+            embeddings["coupled"] = self.coupled
+            if self.bare.process_group is not None:
+                embeddings["process_group"] = self.bare.process_group
+        return [embeddings, {"params": [self.bare.matrix, self.bare.bias], "weight_decay": 0.1}]
+
+    def run(
+        self, first: int, last: int, change: Callable[[int, Model], None] | None = None
+    ) -> Training:
+        for index in range(first, last):
+            self.optimizer.zero_grad()
+            self.model(self.gradients[index]).backward()
+            if change is not None:
+                change(index, self.bare)
+            if self.clip_at is not None:
+                self.clip()
+            # To watch costs more than to step; these meet every kind of missing gradient.
+            if self.placement == "one process" or index % 4 != 0:
+                self.optimizer.step()
+                continue
+            from torch.distributed.tensor.debug import CommDebugMode
+
+            with CommDebugMode() as traffic:
+                self.optimizer.step()
+            self.collectives.add(traffic.get_total_counts())
+        return self
+
+    def clip(self) -> None:
+        if self.bare.process_group is None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_at)
+            return
+        gradients = {name: p.grad for name, p in self.bare.named_parameters()}
+        squares = sum(gradients[name].square().sum() for name in ("table", "head"))
+        torch.distributed.all_reduce(squares, group=self.bare.process_group)
+        squares = squares + sum(gradients[name].square().sum() for name in ("matrix", "bias"))
+        for gradient in gradients.values():
+            gradient *= (self.clip_at / (squares.sqrt() + 1e-6)).clamp(max=1)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The whole parameters, on every process."""
+        return {
+            name: self._whole(name, p.detach()).clone() for name, p in self.bare.named_parameters()
+        }
+
+    def _whole(self, name: str, tensor: Tensor) -> Tensor:
+        if sharding.is_dtensor(tensor):
+            return tensor.full_tensor()
+        if name in self.bare.here:
+            parts: list[Any] = [None] * self.bare.process_group.size()
+            torch.distributed.all_gather_object(parts, tensor, group=self.bare.process_group)
+            return torch.cat(parts)
+        return tensor
+
+    def shards(self) -> list[Tensor]:
+        """What this process holds, the state of the optimizer included."""
+        state = [s for p in self.bare.parameters() for s in self.optimizer.state[p].values()]
+        with torch.no_grad():
+            return [sharding.local(t).clone() for t in (*self.bare.parameters(), *state)]
+
+
+# What is tested: each takes a case and the number of processes and returns what came of it.
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training, or a few, in one placement."""
+
+    kind: str
+    placement: str
+    rows: int
+    variant: str = "default"
+    worlds: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return ", ".join([self.kind, self.placement, f"{self.rows} rows", self.variant])
+
+
+def train(case: Case, world: int, folder: Path) -> dict[str, Any]:
+    training = Training(case.placement, case.rows, case.variant).run(0, STEPS)
+    return {"parameters": training.parameters(), "collectives": sorted(training.collectives)}
+
+
+def local_means(case: Case, world: int, folder: Path) -> dict[str, Any]:
+    """The mistake that all of this is about."""
+    with mock.patch.object(sharding, "row_groups", lambda *_: ()):
+        training = Training(case.placement, case.rows, case.variant).run(0, STEPS)
+    return {"parameters": training.parameters()}
+
+
+def missing_gradients(case: Case, world: int, folder: Path) -> dict[str, Any]:
+    """A gradient of rank 1 is missing now and then, and sometimes everybody's."""
+    alone = case.placement == "one process"
+    mine = slice(case.rows // world, 2 * case.rows // world)  # the rows of rank 1
+
+    def change(index: int, model: Model) -> None:
+        if index % 3 == 0 and alone:
+            model.table.grad[mine] = 0
+        elif index % 3 == 1 or (index % 3 == 0 and torch.distributed.get_rank() == 1):
+            model.table.grad = None
+        if index % 5 == 4:
+            model.head.grad = None
+
+    training = Training(case.placement, case.rows, case.variant).run(0, STEPS, change)
+    steps = [training.optimizer.state[p]["step"].item() for p in training.bare.parameters()]
+    return {
+        "parameters": training.parameters(),
+        "collectives": sorted(training.collectives),
+        "steps": steps,
+    }
+
+
+def gradient_placed_otherwise(case: Case, world: int, folder: Path) -> dict[str, Any]:
+    """Tensor parallelism can leave a gradient of a replicated matrix as sums yet to be taken."""
+
+    def change(index: int, model: Model) -> None:
+        if case.placement == "one process":
+            return
+        from torch.distributed.tensor import DTensor, Partial
+
+        whole = model.table.grad.full_tensor()
+        mesh = model.table.device_mesh
+        model.table.grad = DTensor.from_local(whole / world, mesh, [Partial()])
+
+    training = Training(case.placement, case.rows, case.variant).run(0, STEPS, change)
+    return {"parameters": training.parameters()}
+
+
+def switch(case: Case, world: int, folder: Path) -> dict[str, Any]:
+    """AdamW for some steps, then Coupled Adam, then AdamW again."""
+    first = Training(case.placement, case.rows, optimizer_class=torch.optim.AdamW)
+    first.run(0, 8)
+    state, model = first.optimizer.state_dict(), first
+    for begin, end, coupled in ((8, 14, True), (14, STEPS, False)):
+        model.optimizer_class, model.coupled = CoupledAdamW, coupled
+        model.optimizer = CoupledAdamW(model.groups(), lr=1e-2)
+        model.optimizer.load_state_dict(state)
+        model.run(begin, end)
+        state = model.optimizer.state_dict()
+    return {"parameters": model.parameters()}
+
+
+def resume(case: Case, world: int, folder: Path) -> dict[str, Any]:
+    """The first world of the case writes a checkpoint in mid-run; all its worlds go on from it."""
+    straight = Training(case.placement, case.rows, case.variant)
+    straight.run(0, STEPS // 2)
+    if case.placement == "one process":
+        return {"parameters": straight.run(STEPS // 2, STEPS).parameters()}
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    path = folder / str(case)
+    if world == case.worlds[0]:
+        model, optimizer = get_state_dict(straight.model, straight.optimizer)
+        dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=path)
+    resumed = Training(case.placement, case.rows, case.variant, seed=1)
+    before = resumed.parameters()
+    model, optimizer = get_state_dict(resumed.model, resumed.optimizer)
+    untouched = all(torch.equal(a, before[n]) for n, a in resumed.parameters().items())
+    dcp.load({"model": model, "optimizer": optimizer}, checkpoint_id=path)
+    set_state_dict(
+        resumed.model, resumed.optimizer, model_state_dict=model, optim_state_dict=optimizer
+    )
+    resumed.run(STEPS // 2, STEPS)
+    straight.run(STEPS // 2, STEPS)
+    pairs = zip(resumed.shards(), straight.shards(), strict=True)
+    return {
+        "parameters": resumed.parameters(),
+        "initialisation changed nothing": untouched,
+        "bitwise": all(torch.equal(a, b) for a, b in pairs),
+    }
+
+
+def resume_from_one_file(case: Case, world: int, folder: Path) -> dict[str, Any]:
+    """The whole state gathered on rank 0, and spread from there."""
+    straight = Training(case.placement, case.rows, case.variant)
+    straight.run(0, STEPS // 2)
+    if case.placement == "one process":
+        return {"parameters": straight.run(STEPS // 2, STEPS).parameters()}
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_state_dict,
+        set_model_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    model, optimizer = get_state_dict(straight.model, straight.optimizer, options=options)
+    resumed = Training(case.placement, case.rows, case.variant, seed=1)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    # One by one: with both in one call, torch waits for ever on the ranks that have no state.
+    set_model_state_dict(resumed.model, model, options=options)
+    set_optimizer_state_dict(resumed.model, resumed.optimizer, optimizer, options=options)
+    return {"parameters": resumed.run(STEPS // 2, STEPS).parameters()}
+
+
+def refusals(case: Case, world: int, folder: Path) -> dict[str, Any]:
+    """What each of them says."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    mesh = _mesh(world)
+    whole = torch.ones(4, 3)
+    everyone = torch.distributed.group.WORLD
+    others = torch.distributed.new_group([world - 1 - torch.distributed.get_rank()])
+    matrices = {
+        "partial": ({}, DTensor.from_local(whole, mesh, [Partial()])),
+        "group for DTensor": (
+            {"process_group": everyone},
+            DTensor.from_local(whole, mesh, [Replicate()]),
+        ),
+        "DTensor of three dimensions": ({}, DTensor.from_local(whole[None], mesh, [Replicate()])),
+        "group is None": ({"process_group": None}, whole),
+        "group of others": ({"process_group": others}, whole),
+    }
+    said = {}
+    for name, (options, matrix) in matrices.items():
+        try:
+            CoupledAdamW([{"params": [nn.Parameter(matrix)], "coupled": True, **options}])
+        except ValueError as error:
+            said[name] = str(error)
+    sharded = Training("FSDP2", 4).run(0, 1)
+    alone = Training("one process", 4).run(0, 1)
+    try:
+        sharded.optimizer.load_state_dict(alone.optimizer.state_dict())
+    except ValueError as error:
+        said["plain state"] = str(error)
+    return {"said": said}
+
+
+def contract(case: Case, world: int, folder: Path) -> dict[str, Any]:
+    """What else a user of a sharded optimizer relies on; one entry each."""
+    import copy
+    import io
+
+    facts = {}
+    uneven = Training("FSDP2", 3).run(0, 1)
+    table = uneven.bare.table
+    state = uneven.optimizer.state[table]
+    facts["first moment is placed like the matrix"] = (
+        state["exp_avg"].placements == table.placements and state["exp_avg"].shape == table.shape
+    )
+    columns = Training("tensor parallel columns", 3).run(0, 1)
+    shared = columns.optimizer.state[columns.bare.table]["exp_avg_sq"]
+    facts["shared moment is spread with the columns"] = shared.placements[0].is_shard(0)
+    facts["shared moment has the width of the whole matrix"] = shared.shape == (WIDTH,)
+
+    uneven.optimizer.zero_grad()  # torch cannot copy the gradient of a DTensor
+    twin = copy.deepcopy(uneven.optimizer)
+    facts["a deep copy holds the same state"] = all(
+        torch.equal(sharding.local(a), sharding.local(b))
+        for p, q in zip(uneven.bare.parameters(), copied_parameters(twin), strict=True)
+        for a, b in zip(uneven.optimizer.state[p].values(), twin.state[q].values(), strict=True)
+    )
+
+    shards = Training("row shards", 5).run(0, 1)
+    file = io.BytesIO()
+    torch.save(shards.optimizer.state_dict(), file)
+    file.seek(0)
+    group = shards.optimizer.param_groups[0]["process_group"]
+    shards.optimizer.load_state_dict(torch.load(file))
+    facts["the process group outlives a checkpoint"] = (
+        shards.optimizer.param_groups[0]["process_group"] is group
+    )
+
+    loss = (uneven.bare.table**2).sum()
+    uneven.run(1, 2)
+    try:
+        loss.backward()
+        facts["autograd notices the step"] = False
+    except RuntimeError as error:
+        facts["autograd notices the step"] = "modified by an inplace operation" in str(error)
+    events: list[str] = []
+
+    def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            events.append(name)
+            return function(*arguments, **options)
+
+        return call
+
+    with (
+        mock.patch.object(sharding, "_start", noted("start", sharding._start)),
+        mock.patch.object(CoupledAdamW, "_plain_step", noted("AdamW", CoupledAdamW._plain_step)),
+        mock.patch.object(sharding.Reduction, "wait", noted("wait", sharding.Reduction.wait)),
+    ):
+        shards.run(1, 2)
+    facts["the reduction runs under the AdamW groups"] = events == ["start", "AdamW", "wait"]
+    return {"facts": {name: bool(fact) for name, fact in facts.items()}}
+
+
+def copied_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+KINDS: dict[str, Callable[[Case, int, Path], dict[str, Any]]] = {
+    "train": train,
+    "local means": local_means,
+    "missing gradients": missing_gradients,
+    "gradient placed otherwise": gradient_placed_otherwise,
+    "switch": switch,
+    "resume": resume,
+    "resume from one file": resume_from_one_file,
+    "refusals": refusals,
+    "contract": contract,
+}
+
+
+def _cases() -> list[Case]:
+    cases = [
+        Case("train", name, rows, variant, (world,))
+        for name, placement in PLACEMENTS.items()
+        for world in placement.worlds
+        for rows, variant in TRIALS[world]
+    ]
+    cases += [
+        Case("local means", name, 10, worlds=placement.worlds[:1])
+        for name, placement in PLACEMENTS.items()
+        if placement.collectives
+    ]
+    # The first of these worlds writes a checkpoint, all of them resume from it.
+    cases += [
+        Case("resume", "FSDP2", 11, "amsgrad, maximize", (2, 3, 4)),
+        Case("resume", "FSDP2", 3, worlds=(2, 3, 4)),
+        Case("resume", "tensor parallel rows", 11, worlds=(2, 3)),
+        Case("resume", "tensor parallel columns", 11, "amsgrad, maximize", (2, 3)),
+        Case("resume", "DTensor replicated", 11, worlds=(2, 3)),
+        Case("resume", "FSDP2 over rows", 11, worlds=(4,)),
+        Case("resume", "FSDP2 over columns", 11, worlds=(4,)),
+        Case("resume from one file", "FSDP2", 11, worlds=(3,)),
+        Case("resume from one file", "tensor parallel columns", 11, worlds=(3,)),
+        Case("switch", "FSDP2", 11, worlds=(3,)),
+        Case("switch", "tensor parallel columns", 11, worlds=(2,)),
+        Case("switch", "row shards", 11, worlds=(3,)),
+        Case("switch", "FSDP2 over rows", 11, worlds=(4,)),
+        Case("missing gradients", "tensor parallel rows", 12, worlds=(2,)),
+        Case("missing gradients", "row shards", 12, worlds=(2, 3)),
+        Case("gradient placed otherwise", "DTensor replicated", 10, worlds=(2,)),
+        Case("gradient placed otherwise", "tensor parallel rows", 10, worlds=(2,)),
+        Case("refusals", "one process", 4, worlds=(2,)),
+        Case("contract", "one process", 4, worlds=(2,)),
+    ]
+    return cases
+
+
+CASES = _cases()
+
+
+def main(folder: Path, world: int, rank: int) -> None:
+    """Do all cases of a number of processes; the outcomes go to a file for each rank."""
+    faulthandler.dump_traceback_later(WORKER_SECONDS, exit=True)
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store-{world}",
+        world_size=world,
+        rank=rank,
+        timeout=timedelta(seconds=COLLECTIVE_SECONDS),
+    )
+    outcomes: dict[str, Any] = {}
+    failed = False
+    for case in CASES:
+        if world not in case.worlds:
+            continue
+        try:
+            outcomes[str(case)] = KINDS[case.kind](case, world, folder)
+        except Exception:
+            outcomes[str(case)] = {"error": traceback.format_exc()}
+            failed = True
+            # The others may wait in a collective that this process has left.
+            break
+    torch.save(outcomes, folder / f"outcomes-{world}-{rank}.pt")
+    if failed:
+        os._exit(1)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
