@@ -26,7 +26,7 @@ from coupled_adam.optim import sharding
 
 WIDTH, STEPS = 6, 20
 # A collective that some process does not join fails after the first, a worker after the second.
-COLLECTIVE_SECONDS, WORKER_SECONDS = 30, 150
+COLLECTIVE_SECONDS, WORKER_SECONDS = 60, 300
 
 
 # The model: four tensors, and a loss whose gradients are the given ones.
