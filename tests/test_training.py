@@ -98,7 +98,7 @@ def files_of(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-WHOLE = ["checkpoint.pt", "config.json", "metrics.jsonl"]
+WHOLE = ["checkpoint.pt", "config.json", "metrics.jsonl", "tokenizer.json"]
 
 
 # --- the recipe ------------------------------------------------------------------------------
@@ -570,6 +570,8 @@ def test_the_folder_says_what_was_run_on_what(corpus, tmp_path):
     assert described["config"]["model"]["width"] == 16
     assert described["corpus"]["fingerprint"] == corpus.fingerprint
     assert described["environment"]["torch"] == torch.__version__
+    tokenizer = (tmp_path / "a" / "run" / "tokenizer.json").read_bytes()
+    assert tokenizer == (corpus.folder / "tokenizer.json").read_bytes()
     assert load_run(tmp_path / "a" / "run").config == dataclasses.replace(
         config, seed=3, betas=(0.8, 0.9)
     )

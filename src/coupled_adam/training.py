@@ -26,6 +26,7 @@ from coupled_adam import geometry
 from coupled_adam.gpt import GPT, GPTConfig
 from coupled_adam.optim import CoupledAdamW, param_groups
 from coupled_adam.text import Corpus
+from coupled_adam.text.corpus import TOKENIZER_FILE
 
 OPTIMIZERS = ("sgd", "adamw", "coupled")
 PRECISIONS = ("float32", "bfloat16")
@@ -203,10 +204,10 @@ def train(
 ) -> Run:
     """Train a model, or go on with a run that was interrupted.
 
-    A folder gets ``config.json`` (with text, versions and machine), ``metrics.jsonl`` and
-    ``checkpoint.pt``. If it already holds a run of the same configuration, that run goes on from
-    its checkpoint; on a CPU with the same number of threads it ends bit for bit where the
-    uninterrupted run ends. A finished run is only loaded.
+    A folder gets ``config.json`` (with text, versions and machine), ``tokenizer.json`` (the
+    text's), ``metrics.jsonl`` and ``checkpoint.pt``. If it already holds a run of the same
+    configuration, that run goes on from its checkpoint; on a CPU with the same number of threads
+    it ends bit for bit where the uninterrupted run ends. A finished run is only loaded.
 
     Where ``torch.distributed`` is initialised, as under torchrun, every process calls ``train``
     and computes its share of each batch (DistributedDataParallel); the first one writes the
@@ -492,6 +493,7 @@ class _Store:
     def __init__(self, folder: Path, config: TrainingConfig, corpus: Corpus, device: str) -> None:
         self.folder = folder
         self.saved_step = 0
+        self._tokenizer = corpus.folder / TOKENIZER_FILE
         self._description = {
             "config": json.loads(json.dumps(asdict(config), default=int)),  # NumPy's too
             "corpus": {
@@ -507,7 +509,7 @@ class _Store:
     def open(self) -> tuple[list[dict[str, float]], dict[str, Any] | None]:
         """Make the folder, or read what an earlier call left in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in (CONFIG_FILE, METRICS_FILE, CHECKPOINT_FILE):
+        for name in (CONFIG_FILE, TOKENIZER_FILE, METRICS_FILE, CHECKPOINT_FILE):
             for unfinished in self.folder.glob(f".{name}.*{_UNFINISHED}"):  # of a killed process
                 unfinished.unlink()
         rows, checkpoint = [], None
@@ -520,6 +522,9 @@ class _Store:
         else:
             with whole_file(self.folder / CONFIG_FILE) as file:
                 file.write(json.dumps(self._description, indent=1).encode())
+        if not (self.folder / TOKENIZER_FILE).exists():
+            with whole_file(self.folder / TOKENIZER_FILE) as file:
+                file.write(self._tokenizer.read_bytes())
         # What was measured after the checkpoint will be measured again.
         with whole_file(self.folder / METRICS_FILE) as file:
             file.write("".join(_line(row) for row in rows).encode())
