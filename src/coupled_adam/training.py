@@ -348,15 +348,20 @@ class _Processes:
     """The processes that train together; just this one where there is no process group."""
 
     def __init__(self, config: TrainingConfig) -> None:
-        together = dist.is_available() and dist.is_initialized()
-        self.rank = dist.get_rank() if together else 0
-        self.count = dist.get_world_size() if together else 1
+        self.rank, self.count = self.present()
         if config.batch_size % (self.count * config.accumulation):
             raise ValueError(
                 f"a batch of {config.batch_size} sequences cannot be shared equally among "
                 f"{self.count} processes in {config.accumulation} pieces each: choose batch_size "
                 "as a multiple of processes times accumulation"
             )
+
+    @staticmethod
+    def present() -> tuple[int, int]:
+        """The number of this process, from 0, and how many there are."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return 0, 1
+        return dist.get_rank(), dist.get_world_size()
 
     def first_then_others(self, first: Callable[[], Any], others: Callable[[], Any]) -> Any:
         """Let the first process act, and only then the others."""
@@ -686,6 +691,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "torch": torch.__version__,
         "platform": platform.system(),
         "threads": torch.get_num_threads(),
+        "processes": _Processes.present()[1],
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
