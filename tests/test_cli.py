@@ -44,6 +44,15 @@ def test_prepare_says_what_it_made_and_train_finds_it(text, tmp_path, monkeypatc
     assert result.exit_code == 0, result.output
 
 
+def test_a_streamed_collection_is_asked_for_by_name(text, monkeypatch):
+    def seen(*asked):
+        raise ValueError(f"asked for {asked}")
+
+    monkeypatch.setattr("coupled_adam.text.collection", seen)
+    result = invoke("prepare", "fineweb", "--documents", 1000)
+    assert result.stderr == "coupled-adam: asked for ('fineweb', 1000, 50257)\n"
+
+
 def test_train_takes_its_options_to_the_run(text, tmp_path):
     options = ["--optimizer", "adamw", "--seed", 3, "--accumulation", 2]
     options += ["--precision", "bfloat16", "--no-compiled"]
@@ -115,6 +124,7 @@ def test_export_writes_a_checkpoint(text, tmp_path):
             ["train", "--text", "{text}", *SMALL, "--out", "{tmp}/r", "--accumulation", "4"],
             "must divide",
         ),
+        (["prepare", "{text}", "--documents", "9"], "--documents is for streamed collections"),
         (["export", "{tmp}", "{tmp}/hf"], "it is not a run folder"),
     ],
 )

@@ -17,6 +17,7 @@ from coupled_adam import text
 from coupled_adam.experiments import small_config
 from coupled_adam.presets import preset_config
 from coupled_adam.text import Corpus
+from coupled_adam.text.streams import COLLECTIONS
 from coupled_adam.training import DivergedError, TrainingConfig
 from coupled_adam.training import train as train_run
 
@@ -31,32 +32,40 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-TextOption = Annotated[
-    str, typer.Option("--text", help="A file or folder of plain text, or: wikipedia (a sample).")
-]
+SOURCES = (
+    "A file or folder of plain text; or wikipedia, a sample that is at hand; or streamed: "
+    f"{', '.join(COLLECTIONS)}."
+)
+TextOption = Annotated[str, typer.Option("--text", help=SOURCES)]
 VocabularyOption = Annotated[
     int | None,
     typer.Option(help="Number of BPE tokens; by default 4096 for small, 50257 for gpt2-*."),
+]
+DocumentsOption = Annotated[
+    int | None, typer.Option(help="Of a streamed collection: the first so many; default: all.")
 ]
 
 
 @app.command()
 def prepare(
-    source: Annotated[
-        str, typer.Argument(metavar="TEXT", help="A file or folder of plain text, or: wikipedia.")
-    ],
+    source: Annotated[str, typer.Argument(metavar="TEXT", help=SOURCES)],
     vocabulary_size: Annotated[int, typer.Option(help="Number of BPE tokens.")] = GPT2_VOCABULARY,
+    documents: DocumentsOption = None,
 ) -> None:
-    """Turn text into tokens, kept in the cache (COUPLED_ADAM_CACHE); train finds them there."""
+    """Turn text into tokens, kept in the cache (COUPLED_ADAM_CACHE); train finds them there.
+
+    A streamed collection is prepared in shards; after an interruption the same command goes on.
+    """
     with _errors_in_one_line():
-        corpus = _corpus(source, vocabulary_size)
+        corpus = _corpus(source, vocabulary_size, documents)
+        of_documents = "" if documents is None else f"--documents {documents} "
         typer.echo(
             f"{corpus.name}: {len(corpus.train):,} tokens to train on, "
             f"{len(corpus.validation):,} to validate with, vocabulary {corpus.vocabulary_size:,}\n"
             f"folder: {corpus.folder}\n"
             f"fingerprint: {corpus.fingerprint}\n"
             f"train on it: coupled-adam train --text {shlex.quote(source)} "
-            f"--vocabulary-size {vocabulary_size} --out FOLDER"
+            f"--vocabulary-size {vocabulary_size} {of_documents}--out FOLDER"
         )
 
 
@@ -84,6 +93,7 @@ def train(
     ] = None,
     compiled: Annotated[bool | None, typer.Option(help="Use torch.compile.")] = None,
     vocabulary_size: VocabularyOption = None,
+    documents: DocumentsOption = None,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")
     ] = None,
@@ -101,7 +111,7 @@ def train(
     given = {name: value for name, value in changes.items() if value is not None}
     with _errors_in_one_line(), _processes(device) as here:
         default = SMALL_VOCABULARY if preset == SMALL else GPT2_VOCABULARY
-        corpus = _corpus(source, vocabulary_size or default)
+        corpus = _corpus(source, vocabulary_size or default, documents)
         config = _config(preset, corpus, given)
         try:
             run = train_run(config, corpus, out, device=here)
@@ -131,7 +141,11 @@ def export(
         typer.echo(f"{folder}: a GPT-2 for transformers; lm_eval --model_args pretrained={folder}")
 
 
-def _corpus(source: str, vocabulary_size: int) -> Corpus:
+def _corpus(source: str, vocabulary_size: int, documents: int | None) -> Corpus:
+    if source in COLLECTIONS:
+        return text.collection(source, documents, vocabulary_size)
+    if documents is not None:
+        raise ValueError(f"--documents is for streamed collections ({', '.join(COLLECTIONS)})")
     if source == "wikipedia":
         return text.wikipedia_sample(vocabulary_size)
     return text.load(source, vocabulary_size)
