@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from coupled_adam.training import (
     DivergedError,
     TrainingConfig,
     load_run,
+    padded_vocabulary,
     train,
     whole_file,
 )
@@ -96,7 +98,7 @@ def files_of(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-WHOLE = ["checkpoint.pt", "config.json", "metrics.jsonl"]
+WHOLE = ["checkpoint.pt", "config.json", "metrics.jsonl", "tokenizer.json"]
 
 
 # --- the recipe ------------------------------------------------------------------------------
@@ -343,6 +345,107 @@ def test_a_run_learns(corpus):
         assert metrics.validation_loss.iloc[-1] < metrics.validation_loss[0] - 0.3, optimizer
 
 
+# --- at scale: pieces, precision, compiled, padded --------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_batch_in_pieces_has_the_gradient_of_the_whole(corpus, optimizer):
+    """A sum instead of the mean would be clipped here, and a piece left out shows at once."""
+    seen = {}
+    for pieces in (1, 4):
+        config = make_config(optimizer, batch_size=8, accumulation=pieces, learning_rate=1e-3)
+        states = seen[pieces] = []
+        result = run(config, corpus, observe=lambda step, states=states: states.append(step))
+        seen[pieces, "metrics"] = result.metrics
+        seen[pieces, "weights"] = result.model.state_dict()
+    pd.testing.assert_frame_equal(seen[1, "metrics"], seen[4, "metrics"], rtol=1e-5, atol=1e-6)
+    for name, weight in seen[1, "weights"].items():
+        torch.testing.assert_close(weight, seen[4, "weights"][name], rtol=1e-5, atol=2e-6)
+    for one, other in zip(seen[1], seen[4], strict=True):
+        assert torch.equal(one.targets, other.targets)
+        torch.testing.assert_close(one.hidden_states, other.hidden_states, rtol=1e-4, atol=1e-4)
+
+
+def test_the_pieces_are_what_the_model_is_given(corpus, monkeypatch):
+    sizes, hidden_states = [], GPT.hidden_states
+
+    def spy(model, tokens):
+        sizes.append(len(tokens))
+        return hidden_states(model, tokens)
+
+    monkeypatch.setattr(GPT, "hidden_states", spy)
+    run(make_config(batch_size=8, accumulation=4, evaluation_tokens=80), corpus)
+    assert max(sizes) == 2  # also in the evaluation, or it would need more memory than a step
+
+
+def test_pieces_must_be_equal():
+    with pytest.raises(ValueError, match=r"accumulation \(2\) must divide batch_size \(3\)"):
+        make_config(accumulation=2)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32(corpus, tmp_path):
+    kinds = set()
+
+    def observe(step):
+        if not kinds:
+            step.model.blocks[0].network_in.register_forward_hook(
+                lambda _, inputs, output: kinds.add(output.dtype)
+            )
+
+    config = make_config(precision="bfloat16")
+    result = run(config, corpus, tmp_path / "run", observe=observe)
+    assert kinds == {torch.bfloat16}
+    assert {p.dtype for p in result.model.parameters()} == {torch.float32}
+    (state,) = checkpoint_of(tmp_path / "run")["optimizers"]
+    assert all(t.dtype == torch.float32 for s in state["state"].values() for t in s.values())
+    exact = run(make_config(), corpus)
+    assert result.metrics.loss[10] == pytest.approx(exact.metrics.loss[10], rel=2e-3)
+    assert result.metrics.loss[10] != exact.metrics.loss[10]
+
+
+@pytest.mark.skipif(
+    sys.platform == "win32" or shutil.which("g++") is None, reason="needs a C++ compiler"
+)
+def test_a_compiled_run_is_the_same_run(corpus, tmp_path):
+    states, config = [], make_config(compiled=True, steps=4, checkpoint_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, corpus, tmp_path / "run", interrupt_after(3))
+    result = run(
+        config, corpus, tmp_path / "run", observe=lambda step: states.append(step.hidden_states)
+    )
+    plain = run(make_config(steps=4), corpus)
+    pd.testing.assert_frame_equal(result.metrics, plain.metrics, rtol=1e-4, atol=1e-5)
+    assert [s.shape for s in states] == [(24, 16)] * 2
+    # What is stored is the model, not what the compiler made of it.
+    assert_same_run(load_run(tmp_path / "run"), result)
+
+
+def test_a_folder_from_before_these_settings_goes_on(corpus, uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted["coupled"], folder)
+    described = json.loads((folder / "config.json").read_text())
+    for name in ("accumulation", "precision", "compiled"):
+        del described["config"][name]
+    (folder / "config.json").write_text(json.dumps(described))
+    assert load_run(folder).config == make_config()
+    assert_same_run(run(make_config(), corpus, folder), load_run(folder))
+    with pytest.raises(ValueError, match="precision is 'float32' there and 'bfloat16' here"):
+        run(make_config(precision="bfloat16"), corpus, folder)
+
+
+def test_rows_that_pad_the_vocabulary_are_trained_but_not_measured(corpus):
+    padded = padded_vocabulary(VOCABULARY)
+    assert (padded, padded_vocabulary(64), padded_vocabulary(50_257)) == (256, 64, 50_304)
+    model = dataclasses.replace(MODEL, vocabulary_size=padded)
+    config = make_config(model=model)
+    result = run(config, corpus)
+    weight = result.model.output_embedding.detach()
+    assert len(weight) == padded
+    for name, value in geometry.summary(weight[:VOCABULARY], corpus.counts).items():
+        assert result.final[name] == value, name
+    assert not torch.equal(weight[VOCABULARY:], optimizers_of(config)[0].embedding[VOCABULARY:])
+
+
 # --- resuming --------------------------------------------------------------------------------
 
 
@@ -386,7 +489,10 @@ def script(body, *arguments):
     source = textwrap.dedent(imports) + textwrap.dedent(body)
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).parent),
+        # This file, and the library that is tested here.
+        "PYTHONPATH": os.pathsep.join(
+            str(path) for path in (Path(__file__).parent, Path(training.__file__).parents[1])
+        ),
         "OMP_NUM_THREADS": str(torch.get_num_threads()),  # or the bits might differ
     }
     return {"args": [sys.executable, "-c", source, *map(str, arguments)], "env": environment}
@@ -464,6 +570,8 @@ def test_the_folder_says_what_was_run_on_what(corpus, tmp_path):
     assert described["config"]["model"]["width"] == 16
     assert described["corpus"]["fingerprint"] == corpus.fingerprint
     assert described["environment"]["torch"] == torch.__version__
+    tokenizer = (tmp_path / "a" / "run" / "tokenizer.json").read_bytes()
+    assert tokenizer == (corpus.folder / "tokenizer.json").read_bytes()
     assert load_run(tmp_path / "a" / "run").config == dataclasses.replace(
         config, seed=3, betas=(0.8, 0.9)
     )
@@ -527,6 +635,9 @@ def test_text_and_model_must_fit(corpus):
     config = make_config(model=dataclasses.replace(MODEL, vocabulary_size=199))
     with pytest.raises(ValueError, match=r"has 200 tokens, the model 199: set .*size=200"):
         run(config, corpus)
+    config = make_config(model=dataclasses.replace(MODEL, vocabulary_size=257))
+    with pytest.raises(ValueError, match=r"has 200 tokens, the model 257: set .*size=200"):
+        run(config, corpus)
 
 
 @pytest.mark.parametrize("part", ["train", "validation"])
@@ -546,6 +657,8 @@ def test_too_short_a_text_is_refused(corpus, part):
         ("batch_size", 0),
         ("evaluate_every", 0),
         ("evaluation_tokens", 0),
+        ("accumulation", 0),
+        ("precision", "float16"),
         ("checkpoint_every", -1),
         ("warmup_steps", -1),
         ("seed", -1),

@@ -145,7 +145,9 @@ class GPT(nn.Module):
         Returns:
             Logits of shape [B, T, V]; with targets the mean cross-entropy in nats, a scalar.
         """
-        logits = self.head(self.hidden_states(tokens))
-        if targets is None:
-            return logits
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        hidden = self.hidden_states(tokens)
+        return self.head(hidden) if targets is None else self.loss(hidden, targets)
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats of predicting targets [B, T] from hidden states [B, T, H]."""
+        return F.cross_entropy(self.head(hidden).flatten(0, 1), targets.flatten())

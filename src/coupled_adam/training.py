@@ -9,7 +9,7 @@ import platform
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from coupled_adam import geometry
 from coupled_adam.gpt import GPT, GPTConfig
 from coupled_adam.optim import CoupledAdamW, param_groups
 from coupled_adam.text import Corpus
+from coupled_adam.text.corpus import TOKENIZER_FILE
 
 OPTIMIZERS = ("sgd", "adamw", "coupled")
+PRECISIONS = ("float32", "bfloat16")
 CONFIG_FILE, METRICS_FILE, CHECKPOINT_FILE = "config.json", "metrics.jsonl", "checkpoint.pt"
 _UNFINISHED = ".part"
+_PADDING = 64  # a vocabulary may be padded to a multiple of this, which GPUs multiply faster
+_ADDED = ("accumulation", "precision", "compiled")  # settings that older run folders do not name
 
 
 class DivergedError(RuntimeError):
@@ -59,6 +65,11 @@ class TrainingConfig:
         evaluate_every: steps between two measurements on the validation text.
         evaluation_tokens: about how many validation tokens are used for one measurement.
         checkpoint_every: steps between two checkpoints.
+        accumulation: pieces that a step's batch is computed in, one after another, to save memory;
+            the gradient is that of the whole batch.
+        precision: "float32", or "bfloat16" to compute forward pass and loss under autocast;
+            weights and optimizer state are float32 in both cases.
+        compiled: compile the model with ``torch.compile``.
     """
 
     model: GPTConfig
@@ -78,6 +89,9 @@ class TrainingConfig:
     evaluate_every: int = 100
     evaluation_tokens: int = 16_384
     checkpoint_every: int = 100
+    accumulation: int = 1
+    precision: str = "float32"
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -85,8 +99,20 @@ class TrainingConfig:
             raise ValueError(
                 f"TrainingConfig.optimizer must be one of {OPTIMIZERS}, not {self.optimizer!r}"
             )
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"TrainingConfig.precision must be one of {PRECISIONS}, not {self.precision!r}"
+            )
         at_least = {"warmup_steps": 0, "seed": 0} | dict.fromkeys(
-            ("steps", "batch_size", "evaluate_every", "evaluation_tokens", "checkpoint_every"), 1
+            (
+                "steps",
+                "batch_size",
+                "evaluate_every",
+                "evaluation_tokens",
+                "checkpoint_every",
+                "accumulation",
+            ),
+            1,
         )
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -102,6 +128,11 @@ class TrainingConfig:
         if not 0 <= self.final_share <= 1:
             raise ValueError(
                 f"TrainingConfig.final_share must be in [0, 1], not {self.final_share}"
+            )
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"TrainingConfig.accumulation ({self.accumulation}) must divide batch_size "
+                f"({self.batch_size}): a step's batch is computed in equal pieces"
             )
 
     def learning_rate_at(self, step: int) -> float:
@@ -125,6 +156,8 @@ class Step:
         optimizers: one optimizer, or two if the embedding has its own (SGD).
         hidden_states: what met the output embeddings, [B x T, H], detached.
         targets: the tokens that were to be predicted, [B x T].
+
+    Among several processes B is the share of this one.
     """
 
     number: int
@@ -171,10 +204,18 @@ def train(
 ) -> Run:
     """Train a model, or go on with a run that was interrupted.
 
-    A folder gets ``config.json`` (with text, versions and machine), ``metrics.jsonl`` and
-    ``checkpoint.pt``. If it already holds a run of the same configuration, that run goes on from
-    its checkpoint; on a CPU with the same number of threads it ends bit for bit where the
-    uninterrupted run ends. A finished run is only loaded.
+    A folder gets ``config.json`` (with text, versions and machine), ``tokenizer.json`` (the
+    text's), ``metrics.jsonl`` and ``checkpoint.pt``. If it already holds a run of the same
+    configuration, that run goes on from its checkpoint; on a CPU with the same number of threads
+    it ends bit for bit where the uninterrupted run ends. A finished run is only loaded.
+
+    Where ``torch.distributed`` is initialised, as under torchrun, every process calls ``train``
+    and computes its share of each batch (DistributedDataParallel); the first one writes the
+    folder, which all must be able to read. The run is that of one process up to rounding.
+
+    A model may have more rows than the corpus has tokens, up to the next multiple of 64. These
+    rows pad the vocabulary: they are trained and enter the coupled mean as all others do, but the
+    measures of ``geometry`` leave them out.
 
     Args:
         config: model, recipe and seed.
@@ -188,12 +229,13 @@ def train(
         The run, with its metrics and the trained model.
 
     Raises:
-        ValueError: if corpus and model do not fit, or the folder holds something else, or files
-            of the run that are damaged.
+        ValueError: if corpus and model do not fit, the batch cannot be shared equally among the
+            processes, or the folder holds something else, or files of the run that are damaged.
         DivergedError: if the loss stops being finite or exceeds three times that of guessing.
         OSError: if the folder cannot be written; what was there before stays as it was.
     """
     _check_corpus(config, corpus)
+    processes = _Processes(config)
     torch.manual_seed(config.seed)
     model = GPT(config.model).to(device)
     optimizers = _make_optimizers(model, config)
@@ -201,13 +243,15 @@ def train(
     rows: list[dict[str, float]] = []
     first = 1
     if store is not None:
-        rows, checkpoint = store.open()
+        rows, checkpoint = processes.first_then_others(store.open, store.read)
         if checkpoint is not None:
             model.load_state_dict(checkpoint["model"])
             for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
             first = checkpoint["step"] + 1
             del checkpoint  # or a second copy of the weights would stay in memory
+        if processes.rank > 0:
+            store = None
 
     def record(row: dict[str, float]) -> None:
         rows.append(row)
@@ -215,19 +259,24 @@ def train(
             store.append(row)
 
     def evaluate(step: int) -> dict[str, float]:
-        loss = _validation_loss(model, corpus, config)
+        loss = _validation_loss(model, corpus, config, processes)
         # Here, since the geometry of weights that are not finite is not defined.
         if not math.isfinite(loss):
             raise DivergedError(_divergence(step, f"validation loss {loss:.4g}", store))
-        measures = geometry.summary(model.output_embedding.detach(), corpus.counts)
-        return {"validation_loss": loss, **measures}
+        real_tokens = model.output_embedding.detach()[: corpus.vocabulary_size]
+        return {"validation_loss": loss, **geometry.summary(real_tokens, corpus.counts)}
 
-    hidden: list[Tensor] = []
-    hook = model.head.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
+    trained: nn.Module = _Trained(model)
+    trained = processes.wrap(torch.compile(trained) if config.compiled else trained)
     too_large = 3 * math.log(config.model.vocabulary_size)
     steps = range(first, config.steps + 1)
     bar = tqdm(
-        steps, config.optimizer, config.steps, initial=first - 1, leave=False, disable=not progress
+        steps,
+        config.optimizer,
+        config.steps,
+        initial=first - 1,
+        leave=False,
+        disable=not progress or processes.rank > 0,
     )
     try:
         if first == 1:
@@ -237,25 +286,34 @@ def train(
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["lr_multiplier"]
-            tokens, targets = _batch(corpus, config, step, device)
-            hidden.clear()
-            loss = model(tokens, targets)
-            for optimizer in optimizers:
                 optimizer.zero_grad()
-            loss.backward()
+            tokens, targets = processes.share(_batch(corpus, config, step, device))
+            pieces = zip(
+                tokens.chunk(config.accumulation), targets.chunk(config.accumulation), strict=True
+            )
+            loss, hidden = torch.zeros((), device=device), []
+            for number, piece in enumerate(pieces, start=1):
+                with processes.reduction(trained, number == config.accumulation):
+                    with _precision(config, device):
+                        part, states = trained(*piece)
+                    (part / config.accumulation).backward()
+                loss += part.detach() / config.accumulation
+                if observe is not None:
+                    hidden.append(states)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
-            value, norm = loss.item(), norm.item()
+            value = processes.total(loss.item(), device) / processes.count
+            norm = norm.item()
             if not (math.isfinite(norm) and value < too_large):
                 what = f"loss {value:.4g}, gradient norm {norm:.4g}"
                 raise DivergedError(_divergence(step, what, store))
             for optimizer in optimizers:
                 optimizer.step()
             if observe is not None:
-                states = hidden[0].detach().flatten(0, 1)
+                states = torch.cat(hidden).flatten(0, 1)
                 observe(Step(step, value, rate, model, optimizers, states, targets.flatten()))
             row = {
                 "step": step,
-                "tokens": step * targets.numel(),
+                "tokens": step * config.batch_size * config.model.context,
                 "loss": value,
                 "learning_rate": rate,
                 "gradient_norm": norm,
@@ -268,14 +326,86 @@ def train(
                 store.save(step, model, optimizers)
     finally:
         bar.close()
-        hook.remove()
         if store is not None:
             store.close()
-    return Run(config, pd.DataFrame(rows), model, store.folder if store is not None else None)
+    return Run(config, pd.DataFrame(rows), model, Path(folder) if folder is not None else None)
+
+
+class _Trained(nn.Module):
+    """The model as it is trained. A hook would not do: compiled code may pass it by."""
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and what met the output embeddings, [B, T, H]."""
+        hidden = self.model.hidden_states(tokens)
+        return self.model.loss(hidden, targets), hidden.detach()
+
+
+class _Processes:
+    """The processes that train together; just this one where there is no process group."""
+
+    def __init__(self, config: TrainingConfig) -> None:
+        self.rank, self.count = self.present()
+        if config.batch_size % (self.count * config.accumulation):
+            raise ValueError(
+                f"a batch of {config.batch_size} sequences cannot be shared equally among "
+                f"{self.count} processes in {config.accumulation} pieces each: choose batch_size "
+                "as a multiple of processes times accumulation"
+            )
+
+    @staticmethod
+    def present() -> tuple[int, int]:
+        """The number of this process, from 0, and how many there are."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return 0, 1
+        return dist.get_rank(), dist.get_world_size()
+
+    def first_then_others(self, first: Callable[[], Any], others: Callable[[], Any]) -> Any:
+        """Let the first process act, and only then the others."""
+        result = first() if self.rank == 0 else None
+        if self.count > 1:
+            dist.barrier()
+        return result if self.rank == 0 else others()
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model as it has to be called, so that gradients are averaged over processes."""
+        return DistributedDataParallel(model) if self.count > 1 else model
+
+    def reduction(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """Average the gradients once a step: in the backward pass of the last piece."""
+        return nullcontext() if self.count == 1 or last else model.no_sync()
+
+    def share(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """This process's sequences."""
+        tokens, targets = (part.chunk(self.count)[self.rank] for part in batch)
+        return tokens, targets
+
+    def total(self, value: float, device: str) -> float:
+        """The sum of a number over the processes."""
+        if self.count == 1:
+            return value
+        everywhere = torch.tensor(value, dtype=torch.float64, device=device)
+        dist.all_reduce(everywhere)
+        return everywhere.item()
+
+
+def _precision(config: TrainingConfig, device: str) -> AbstractContextManager[Any]:
+    if config.precision == "float32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, torch.bfloat16)
+
+
+def padded_vocabulary(size: int) -> int:
+    """A vocabulary size rounded up to a multiple of 64: 50,257 becomes GPT-2's usual 50,304."""
+    return math.ceil(size / _PADDING) * _PADDING
 
 
 def _check_corpus(config: TrainingConfig, corpus: Corpus) -> None:
-    if corpus.vocabulary_size != config.model.vocabulary_size:
+    padded = padded_vocabulary(corpus.vocabulary_size)
+    if not corpus.vocabulary_size <= config.model.vocabulary_size <= padded:
         raise ValueError(
             f"the corpus {corpus.name!r} has {corpus.vocabulary_size} tokens, the model "
             f"{config.model.vocabulary_size}: set GPTConfig(vocabulary_size="
@@ -326,21 +456,29 @@ def _windows(
     tokens: np.ndarray, starts: np.ndarray, length: int, device: str
 ) -> tuple[Tensor, Tensor]:
     picked = tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)
-    both = torch.from_numpy(picked).to(device)
+    both = torch.from_numpy(picked)
+    if device.startswith("cuda"):
+        both = both.pin_memory()  # so that the copy does not wait for the GPU
+    both = both.to(device, non_blocking=True)
     return both[:, :-1], both[:, 1:]
 
 
 @torch.no_grad()
-def _validation_loss(model: GPT, corpus: Corpus, config: TrainingConfig) -> float:
+def _validation_loss(
+    model: GPT, corpus: Corpus, config: TrainingConfig, processes: _Processes
+) -> float:
     """Mean loss on evenly spaced windows of the validation text."""
-    length, device = config.model.context, model.embedding.device
+    length, device = config.model.context, str(model.embedding.device)
     count = max(1, min(config.evaluation_tokens, len(corpus.validation) - 1) // length)
     starts = np.linspace(0, len(corpus.validation) - length - 1, count).astype(np.int64)
-    losses = [
-        model(*_windows(corpus.validation, some, length, str(device))).item() * len(some)
-        for some in np.array_split(starts, math.ceil(count / config.batch_size))
-    ]
-    return sum(losses) / count
+    at_once = config.batch_size // (config.accumulation * processes.count)
+    losses = []
+    mine = starts[processes.rank :: processes.count]
+    for some in np.array_split(mine, math.ceil(len(mine) / at_once)):
+        with _precision(config, device):
+            loss = model(*_windows(corpus.validation, some, length, device))
+        losses.append(loss.item() * len(some))
+    return processes.total(sum(losses), device) / count
 
 
 def _divergence(step: int, what: str, store: _Store | None) -> str:
@@ -360,6 +498,7 @@ class _Store:
     def __init__(self, folder: Path, config: TrainingConfig, corpus: Corpus, device: str) -> None:
         self.folder = folder
         self.saved_step = 0
+        self._tokenizer = corpus.folder / TOKENIZER_FILE
         self._description = {
             "config": json.loads(json.dumps(asdict(config), default=int)),  # NumPy's too
             "corpus": {
@@ -375,30 +514,41 @@ class _Store:
     def open(self) -> tuple[list[dict[str, float]], dict[str, Any] | None]:
         """Make the folder, or read what an earlier call left in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in (CONFIG_FILE, METRICS_FILE, CHECKPOINT_FILE):
+        for name in (CONFIG_FILE, TOKENIZER_FILE, METRICS_FILE, CHECKPOINT_FILE):
             for unfinished in self.folder.glob(f".{name}.*{_UNFINISHED}"):  # of a killed process
                 unfinished.unlink()
-        described = self.folder / CONFIG_FILE
         rows, checkpoint = [], None
-        if described.exists():
-            self._check_same(_read_description(described))
-            if (self.folder / CHECKPOINT_FILE).exists():
-                checkpoint = _read_checkpoint(self.folder / CHECKPOINT_FILE)
-                self.saved_step = checkpoint["step"]
-                rows = _read_rows(self.folder / METRICS_FILE, self.saved_step)
+        if (self.folder / CONFIG_FILE).exists():
+            rows, checkpoint = self.read()
         elif any(self.folder.iterdir()):
             raise ValueError(
                 f"{self.folder} is not empty and holds no run: choose a new folder for this one"
             )
         else:
-            with whole_file(described) as file:
+            with whole_file(self.folder / CONFIG_FILE) as file:
                 file.write(json.dumps(self._description, indent=1).encode())
+        if not (self.folder / TOKENIZER_FILE).exists():
+            with whole_file(self.folder / TOKENIZER_FILE) as file:
+                file.write(self._tokenizer.read_bytes())
         # What was measured after the checkpoint will be measured again.
         with whole_file(self.folder / METRICS_FILE) as file:
             file.write("".join(_line(row) for row in rows).encode())
         # Without a buffer, so that whoever follows the file sees every step when it is done.
         self._metrics = (self.folder / METRICS_FILE).open("ab", buffering=0)
         return rows, checkpoint
+
+    def read(self) -> tuple[list[dict[str, float]], dict[str, Any] | None]:
+        """The metrics up to the checkpoint, and the checkpoint; nothing and None if none is there.
+
+        Raises:
+            ValueError: if the folder holds another run, or a file is damaged.
+        """
+        self._check_same(_read_description(self.folder / CONFIG_FILE))
+        if not (self.folder / CHECKPOINT_FILE).exists():
+            return [], None
+        checkpoint = _read_checkpoint(self.folder / CHECKPOINT_FILE)
+        self.saved_step = checkpoint["step"]
+        return _read_rows(self.folder / METRICS_FILE, self.saved_step), checkpoint
 
     def _check_same(self, found: dict[str, Any]) -> None:
         mine = self._description
@@ -471,7 +621,11 @@ def _read_rows(path: Path, last: int) -> list[dict[str, float]]:
 def _read_description(path: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-        return {part: dict(description[part]) for part in ("config", "corpus")}
+        added = {name: getattr(TrainingConfig, name) for name in _ADDED}  # their defaults
+        return {
+            "config": {**added, **description["config"]},
+            "corpus": dict(description["corpus"]),
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} does not describe a run ({error}): the folder was changed by hand or "
@@ -537,6 +691,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "torch": torch.__version__,
         "platform": platform.system(),
         "threads": torch.get_num_threads(),
+        "processes": _Processes.present()[1],
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

@@ -229,7 +229,7 @@ def test_blocks_and_passages_do_not_change_the_documents(parts, block, passage):
         patch.setattr(sources, "BLOCK", 1000)
         patch.setattr(sources, "PASSAGE", passage)
         blocks = [text[i : i + block] for i in range(0, len(text), block)]
-        found = list(sources._passages(sources._documents(blocks)))
+        found = list(sources.in_passages(sources._documents(blocks)))
     assert all(p is None or len(p) <= passage for p in found)
     joined = "".join("\0" if p is None else p for p in found).split("\0")[:-1]
     if passage < len(text):  # white space longer than a passage may stay at a document's end
@@ -243,7 +243,7 @@ def test_one_long_line_passes_in_pieces(monkeypatch):
     blocks = ["ab " * 10] * 9 + [f"end\n{END_OF_TEXT}\nnext"]
     pieces = list(sources._documents(blocks))
     assert max(len(p) for p in pieces if p is not None) <= 100
-    found = list(sources._passages(pieces))
+    found = list(sources.in_passages(pieces))
     assert "".join(p for p in found if p) == "ab " * 90 + "endnext"
     assert found.count(None) == 2
 
@@ -251,7 +251,7 @@ def test_one_long_line_passes_in_pieces(monkeypatch):
 def test_cutting_a_document_into_passages_keeps_its_tokens(wikipedia, monkeypatch):
     article = "\n\n   \n  ".join(wikipedia.decode(wikipedia.train[:3000]).split(" "))
     monkeypatch.setattr(sources, "PASSAGE", 200)
-    passages = [p for p in sources._passages([article, None]) if p is not None]
+    passages = [p for p in sources.in_passages([article, None]) if p is not None]
     assert len(passages) > 10
     assert not any(p[-1].isspace() for p in passages)
     pieces = np.concatenate([wikipedia.encode(p) for p in passages])

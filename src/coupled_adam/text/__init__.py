@@ -3,5 +3,15 @@
 from coupled_adam.text.corpus import END_OF_TEXT, Corpus, TextError
 from coupled_adam.text.languages import synthetic
 from coupled_adam.text.sources import load, wikipedia_sample
+from coupled_adam.text.streams import collection, stream
 
-__all__ = ["END_OF_TEXT", "Corpus", "TextError", "load", "synthetic", "wikipedia_sample"]
+__all__ = [
+    "END_OF_TEXT",
+    "Corpus",
+    "TextError",
+    "collection",
+    "load",
+    "stream",
+    "synthetic",
+    "wikipedia_sample",
+]

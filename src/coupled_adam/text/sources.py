@@ -66,7 +66,7 @@ def wikipedia_sample(
     def write(folder: Path) -> dict:
         articles = [part for article in wikipedia_articles() for part in (article, None)]
         return write_text(
-            folder, "the Wikipedia sample", lambda _: _passages(articles), vocabulary_size
+            folder, "the Wikipedia sample", lambda _: in_passages(articles), vocabulary_size
         )
 
     recipe = {**_recipe(vocabulary_size), "text": DUMP_SHA256}
@@ -116,7 +116,7 @@ def load(
             leave=False,
         ) as progress:
             for file in files:
-                yield from _passages(_documents(_decoded(file, _blocks(file, progress))))
+                yield from in_passages(_documents(_decoded(file, _blocks(file, progress))))
 
     def write(folder: Path) -> dict:
         return write_text(folder, str(path), passages, vocabulary_size)
@@ -291,7 +291,7 @@ def _documents(texts: Iterable[str]) -> Iterator[str | None]:
     yield None
 
 
-def _passages(texts: Iterable[str | None]) -> Passages:
+def in_passages(texts: Iterable[str | None]) -> Passages:
     """Documents in passages of bounded length; those without a word are left out.
 
     A passage ends before white space that follows a character: there the pre-tokeniser cuts in

@@ -1,0 +1,205 @@
+"""The command line: prepare a text, train on it, export what was trained."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import torch.distributed as dist
+import typer
+
+from coupled_adam import text
+from coupled_adam.experiments import small_config
+from coupled_adam.presets import preset_config
+from coupled_adam.text import Corpus
+from coupled_adam.text.streams import COLLECTIONS
+from coupled_adam.training import DivergedError, TrainingConfig
+from coupled_adam.training import train as train_run
+
+SMALL = "small"
+SMALL_VOCABULARY, GPT2_VOCABULARY = 4096, 50_257
+
+app = typer.Typer(
+    help="Train small and not so small GPTs with Adam, Coupled Adam or SGD on the embeddings.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+SOURCES = (
+    "A file or folder of plain text; or wikipedia, a sample that is at hand; or streamed: "
+    f"{', '.join(COLLECTIONS)}."
+)
+TextOption = Annotated[str, typer.Option("--text", help=SOURCES)]
+VocabularyOption = Annotated[
+    int | None,
+    typer.Option(help="Number of BPE tokens; by default 4096 for small, 50257 for gpt2-*."),
+]
+DocumentsOption = Annotated[
+    int | None, typer.Option(help="Of a streamed collection: the first so many; default: all.")
+]
+
+
+@app.command()
+def prepare(
+    source: Annotated[str, typer.Argument(metavar="TEXT", help=SOURCES)],
+    vocabulary_size: Annotated[int, typer.Option(help="Number of BPE tokens.")] = GPT2_VOCABULARY,
+    documents: DocumentsOption = None,
+) -> None:
+    """Turn text into tokens, kept in the cache (COUPLED_ADAM_CACHE); train finds them there.
+
+    A streamed collection is prepared in shards; after an interruption the same command goes on.
+    """
+    with _errors_in_one_line():
+        corpus = _corpus(source, vocabulary_size, documents)
+        of_documents = "" if documents is None else f"--documents {documents} "
+        typer.echo(
+            f"{corpus.name}: {len(corpus.train):,} tokens to train on, "
+            f"{len(corpus.validation):,} to validate with, vocabulary {corpus.vocabulary_size:,}\n"
+            f"folder: {corpus.folder}\n"
+            f"fingerprint: {corpus.fingerprint}\n"
+            f"train on it: coupled-adam train --text {shlex.quote(source)} "
+            f"--vocabulary-size {vocabulary_size} {of_documents}--out FOLDER"
+        )
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="The run folder; one that holds a run goes on.")],
+    source: TextOption = "wikipedia",
+    preset: Annotated[
+        Literal["small", "gpt2-124m", "gpt2-355m", "gpt2-774m"],
+        typer.Option(help="Model and recipe: the book's small GPT, or the paper's."),
+    ] = SMALL,
+    optimizer: Annotated[
+        Literal["adamw", "coupled", "sgd"], typer.Option(help="Of the embeddings.")
+    ] = "coupled",
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps; default: preset's.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Sequences in a step, over all processes.")
+    ] = None,
+    accumulation: Annotated[
+        int | None, typer.Option(help="Pieces of a step's batch (more need less memory).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of initial weights and batches.")] = 0,
+    precision: Annotated[
+        Literal["float32", "bfloat16"] | None, typer.Option(help="Of the computation.")
+    ] = None,
+    compiled: Annotated[bool | None, typer.Option(help="Use torch.compile.")] = None,
+    vocabulary_size: VocabularyOption = None,
+    documents: DocumentsOption = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")
+    ] = None,
+) -> None:
+    """Train one model, or go on with the run in the folder. Under torchrun: on many processes."""
+    changes = {
+        "optimizer": optimizer,
+        "steps": steps,
+        "batch_size": batch_size,
+        "accumulation": accumulation,
+        "seed": seed,
+        "precision": precision,
+        "compiled": compiled,
+    }
+    given = {name: value for name, value in changes.items() if value is not None}
+    with _errors_in_one_line(), _processes(device) as here:
+        default = SMALL_VOCABULARY if preset == SMALL else GPT2_VOCABULARY
+        corpus = _corpus(source, vocabulary_size or default, documents)
+        config = _config(preset, corpus, given)
+        try:
+            run = train_run(config, corpus, out, device=here)
+        except KeyboardInterrupt:
+            typer.echo(f"interrupted; the same command goes on with the run in {out}", err=True)
+            raise typer.Exit(130) from None
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            final = run.final
+            typer.echo(
+                f"{out}: {config.steps:,} steps, {int(final.tokens):,} tokens, {optimizer}; "
+                f"validation loss {final.validation_loss:.4f}, "
+                f"isotropy {final.isotropy:.4f}, "
+                f"relative norm of the mean embedding {final.relative_mean_norm:.4f}"
+            )
+
+
+@app.command()
+def export(
+    run_folder: Annotated[Path, typer.Argument(help="What train wrote.")],
+    folder: Annotated[Path, typer.Argument(metavar="HF_FOLDER", help="New or empty.")],
+) -> None:
+    """Write a run's model as a Hugging Face GPT-2 checkpoint."""
+    with _errors_in_one_line():
+        from coupled_adam.export import export as export_run
+
+        export_run(run_folder, folder)
+        typer.echo(f"{folder}: a GPT-2 for transformers; lm_eval --model_args pretrained={folder}")
+
+
+def _corpus(source: str, vocabulary_size: int, documents: int | None) -> Corpus:
+    if source in COLLECTIONS:
+        return text.collection(source, documents, vocabulary_size)
+    if documents is not None:
+        raise ValueError(f"--documents is for streamed collections ({', '.join(COLLECTIONS)})")
+    if source == "wikipedia":
+        return text.wikipedia_sample(vocabulary_size)
+    return text.load(source, vocabulary_size)
+
+
+def _config(preset: str, corpus: Corpus, given: dict[str, object]) -> TrainingConfig:
+    if preset == SMALL:
+        return small_config(corpus, **given)
+    return preset_config(preset, corpus.vocabulary_size, **given)
+
+
+@contextmanager
+def _processes(device: str | None) -> Iterator[str]:
+    """Join the other processes if torchrun has started some; yields the device to compute on."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: torch finds no CUDA device here; use --device cpu")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield device
+        return
+    if device.startswith("cuda"):
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    """What the library refuses or cannot do is said on stderr, without a traceback."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        _fail("out of GPU memory: raise --accumulation, which changes nothing but the memory used")
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}")
+    except (ValueError, DivergedError) as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    typer.echo("coupled-adam: " + " ".join(message.split()), err=True)
+    raise typer.Exit(2)
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="coupled-adam")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""What the command line promises: the library's verbs, one-line errors, a way to go on."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from coupled_adam import cli, training
+from coupled_adam.training import load_run
+
+SMALL = ["--vocabulary-size", "300", "--steps", "4", "--batch-size", "2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "a text.txt"
+    words = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
+    chosen = random.Random(0).choices(words, k=20_000)
+    path.write_text(" ".join(chosen))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_cache(text, monkeypatch):
+    monkeypatch.setenv("COUPLED_ADAM_CACHE", str(text.parent / "cache"))
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def test_prepare_says_what_it_made_and_train_finds_it(text, tmp_path, monkeypatch):
+    result = invoke("prepare", text, "--vocabulary-size", 300)
+    assert result.exit_code == 0, result.output
+    assert "vocabulary 300" in result.stdout
+    assert f"train --text '{text}' --vocabulary-size 300 --out FOLDER" in result.stdout
+    (folder,) = [line.split(": ")[1] for line in result.stdout.splitlines() if "folder" in line]
+    assert folder.startswith(str(text.parent / "cache"))
+    # Found in the cache: nothing is encoded again.
+    monkeypatch.setattr("coupled_adam.text.sources.write_text", lambda *_: pytest.fail("again"))
+    result = invoke("train", "--text", text, *SMALL, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_streamed_collection_is_asked_for_by_name(text, monkeypatch):
+    def seen(*asked):
+        raise ValueError(f"asked for {asked}")
+
+    monkeypatch.setattr("coupled_adam.text.collection", seen)
+    result = invoke("prepare", "fineweb", "--documents", 1000)
+    assert result.stderr == "coupled-adam: asked for ('fineweb', 1000, 50257)\n"
+
+
+def test_train_takes_its_options_to_the_run(text, tmp_path):
+    options = ["--optimizer", "adamw", "--seed", 3, "--accumulation", 2]
+    options += ["--precision", "bfloat16", "--no-compiled"]
+    result = invoke("train", "--text", text, *SMALL, *options, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    run = load_run(tmp_path / "run")
+    config = run.config
+    assert (config.optimizer, config.seed, config.steps) == ("adamw", 3, 4)
+    assert (config.batch_size, config.accumulation) == (2, 2)
+    assert (config.precision, config.compiled) == ("bfloat16", False)
+    assert config.learning_rate == 1e-3  # the preset's
+    assert f"4 steps, 1,024 tokens, adamw; validation loss {run.final.validation_loss:.4f}" in (
+        result.stdout
+    )
+
+
+def test_a_preset_gives_model_and_recipe(text, tmp_path, monkeypatch):
+    asked = []
+
+    def no_training(config, corpus, folder, **_):
+        asked.append((config, folder))
+        raise ValueError("seen enough")
+
+    monkeypatch.setattr(cli, "train_run", no_training)
+    arguments = ["--preset", "gpt2-355m", "--optimizer", "adamw", "--vocabulary-size", "300"]
+    result = invoke("train", "--text", text, *arguments, "--out", tmp_path / "run")
+    assert (result.exit_code, result.stderr) == (2, "coupled-adam: seen enough\n")
+    ((config, folder),) = asked
+    assert (config.model.layers, config.model.vocabulary_size) == (24, 320)
+    assert (config.optimizer, config.steps, config.compiled) == ("adamw", 1000, True)
+    assert folder == tmp_path / "run"
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_does(text, tmp_path, monkeypatch):
+    arguments = ["train", "--text", text, *SMALL, "--out", tmp_path / "run"]
+    batch = training._batch
+
+    def interrupt(corpus, config, step, device):
+        if step == 3:
+            raise KeyboardInterrupt
+        return batch(corpus, config, step, device)
+
+    monkeypatch.setattr(training, "_batch", interrupt)
+    result = invoke(*arguments)
+    assert result.exit_code == 130
+    assert f"interrupted; the same command goes on with the run in {tmp_path}" in result.stderr
+    monkeypatch.setattr(training, "_batch", batch)
+    assert invoke(*arguments).exit_code == 0
+    assert load_run(tmp_path / "run").metrics.step.tolist() == [0, 1, 2, 3, 4]
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [0, 1, 2, 3, 4]
+
+
+def test_export_writes_a_checkpoint(text, tmp_path):
+    invoke("train", "--text", text, *SMALL, "--out", tmp_path / "run")
+    result = invoke("export", tmp_path / "run", tmp_path / "hf")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["model_type"] == "gpt2"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["prepare", "{tmp}/none"], "there is no file or folder {tmp}/none"),
+        (["prepare", "{text}", "--vocabulary-size", "9"], "vocabulary_size must be a whole number"),
+        (["train", "--text", "{text}", *SMALL, "--out", "{text}/run"], "Not a directory"),
+        (["train", "--text", "{text}", *SMALL, "--steps", "0", "--out", "{tmp}/r"], "steps must"),
+        (
+            ["train", "--text", "{text}", *SMALL, "--out", "{tmp}/r", "--accumulation", "4"],
+            "must divide",
+        ),
+        (["prepare", "{text}", "--documents", "9"], "--documents is for streamed collections"),
+        (["export", "{tmp}", "{tmp}/hf"], "it is not a run folder"),
+    ],
+)
+def test_what_is_refused_is_said_in_one_line(text, tmp_path, arguments, says):
+    filled = [argument.format(text=text, tmp=tmp_path) for argument in arguments]
+    result = invoke(*filled)
+    assert result.exit_code == 2
+    line = result.stderr.removesuffix("\n")
+    assert line.startswith("coupled-adam: ") and says.format(tmp=tmp_path) in line
+    assert "\n" not in line and "Traceback" not in line
+
+
+def test_a_mistake_of_ours_is_not_hidden(text, tmp_path, monkeypatch):
+    def mistake(*_, **__):
+        raise AttributeError("not the user's")
+
+    monkeypatch.setattr(cli, "train_run", mistake)
+    result = invoke("train", "--text", text, *SMALL, "--out", tmp_path / "run")
+    assert isinstance(result.exception, AttributeError)
+
+
+def test_a_run_that_diverges_is_one_line_too(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_validation_loss", lambda *_: np.nan)
+    result = invoke("train", "--text", text, *SMALL, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "diverged at step 0: validation loss nan" in result.stderr

@@ -1,0 +1,220 @@
+"""What preparing a stream promises: the text, whatever interrupts it, and nothing damaged."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import coupled_adam
+from coupled_adam.text import TextError, collection, stream, streams
+
+VOCABULARY = 300
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(streams, "SHARD", 40)
+    monkeypatch.setattr(streams, "HELD_OUT", 8)
+    monkeypatch.setattr(streams, "SAMPLE", 4000)
+
+
+def document(number: int) -> str:
+    """Its words tell which document it is."""
+    words = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
+    return f"<{number}> " + " ".join(words[(number * 7 + k * k) % 150] for k in range(40))
+
+
+class Collection:
+    """A stand-in for what is far away: counts what is asked of it, and can break off."""
+
+    def __init__(self, size: int = 250, breaks_at: int | None = None) -> None:
+        self.size, self.breaks_at = size, breaks_at
+        self.starts: list[int] = []
+        self.given = 0
+
+    def start(self, number):
+        self.starts.append(number)
+        for k in range(number, self.size):
+            if k == self.breaks_at:
+                raise ConnectionError("the line is dead")
+            self.given += 1
+            yield document(k)
+
+
+def prepare(source, cache, documents=None):
+    return stream("far away", source.start, documents, VOCABULARY, cache)
+
+
+def texts_of(corpus, part):
+    ids = np.asarray(getattr(corpus, part))
+    ends = np.flatnonzero(ids == 0)
+    return [corpus.decode(piece[piece != 0]) for piece in np.split(ids, ends + 1) if len(piece)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    for name, value in (("SHARD", 40), ("HELD_OUT", 8), ("SAMPLE", 4000)):
+        patch.setattr(streams, name, value)
+    yield prepare(Collection(), tmp_path_factory.mktemp("whole"))
+    patch.undo()
+
+
+def assert_same_corpus(one, other):
+    assert one.fingerprint == other.fingerprint
+    assert np.array_equal(one.train, other.train)
+    assert np.array_equal(one.counts, other.counts)
+
+
+def test_every_document_is_there_once_and_every_eighth_is_held_out(whole):
+    assert texts_of(whole, "validation") == [document(k) for k in range(7, 250, 8)]
+    assert texts_of(whole, "train") == [document(k) for k in range(250) if k % 8 != 7]
+    assert np.array_equal(whole.counts, np.bincount(whole.train, minlength=VOCABULARY))
+    assert whole.vocabulary_size == VOCABULARY
+    assert whole.name == "far away"
+
+
+@pytest.mark.parametrize("documents", [110, 120, 200])
+def test_the_number_of_documents_is_kept(tmp_path, documents):
+    source = Collection()
+    corpus = prepare(source, tmp_path, documents)
+    found = texts_of(corpus, "train") + texts_of(corpus, "validation")
+    assert sorted(found) == sorted(document(k) for k in range(documents))
+
+
+def test_what_is_prepared_is_found_without_the_stream(tmp_path):
+    first = prepare(Collection(), tmp_path)
+    far_away = Collection()
+    assert_same_corpus(prepare(far_away, tmp_path), first)
+    assert far_away.starts == []
+    assert not list(tmp_path.glob("*.parts"))
+
+
+@pytest.mark.parametrize("at", [1, 39, 40, 100, 249])
+def test_a_stream_that_breaks_off_goes_on(whole, tmp_path, at):
+    with pytest.raises(TextError, match=rf"broke off at document {at} \(ConnectionError: the line"):
+        prepare(Collection(breaks_at=at), tmp_path)
+    rest = Collection()
+    assert_same_corpus(prepare(rest, tmp_path), whole)
+    assert rest.starts[-1] == at // 40 * 40  # whole shards are not asked for again
+
+
+@pytest.mark.parametrize("damage", ["a bit", "cut", "lost", "no digest", "tokenizer"])
+def test_what_was_damaged_is_made_again_and_nothing_else(whole, tmp_path, damage):
+    with pytest.raises(TextError):
+        prepare(Collection(breaks_at=170), tmp_path)
+    (parts,) = tmp_path.glob("*.parts")
+    path = parts / ("tokenizer.json" if damage == "tokenizer" else "000001.npz")
+    content = path.read_bytes()
+    if damage == "lost":
+        path.unlink()
+    elif damage == "no digest":
+        (parts / "000001.npz.sha256").unlink()
+    elif damage == "a bit":
+        path.write_bytes(content[:900] + bytes([content[900] ^ 1]) + content[901:])
+    else:
+        path.write_bytes(content[:-100])
+    rest = Collection()
+    assert_same_corpus(prepare(rest, tmp_path), whole)
+    assert rest.starts == ([0, 160] if damage == "tokenizer" else [40, 160])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
+def test_a_killed_preparation_goes_on(whole, tmp_path):
+    """Killed in the middle of a shard, and in the middle of writing one."""
+    code = """
+        import os, signal, sys
+        from pathlib import Path
+        import test_streams as t
+        streams = t.streams
+        streams.SHARD, streams.HELD_OUT, streams.SAMPLE = 40, 8, 4000
+        kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+
+        class Deadly(t.Collection):
+            def start(self, number):
+                for k, text in enumerate(super().start(number), number):
+                    kill() if k == 130 and sys.argv[2] == "stream" else None
+                    yield text
+
+        replace, count = os.replace, []
+        def deadly_replace(*paths):
+            count.append(paths)
+            kill() if len(count) == 7 and sys.argv[2] == "write" else None
+            replace(*paths)
+        os.replace = deadly_replace
+        t.prepare(Deadly(), Path(sys.argv[1]))
+        """
+    code = "\n".join(line[8:] for line in code.splitlines())
+    folders = (Path(__file__).parent, Path(coupled_adam.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
+    for where in ("stream", "write"):
+        command = [sys.executable, "-c", code, str(tmp_path / where), where]
+        assert subprocess.run(command, env=environment).returncode == -signal.SIGKILL
+        assert list((tmp_path / where).glob("*.parts/*.npz"))
+        rest = Collection()
+        assert_same_corpus(prepare(rest, tmp_path / where), whole)
+        assert rest.starts == [120 if where == "stream" else 80]
+
+
+def test_an_empty_document_and_one_of_any_length_are_no_trouble(tmp_path):
+    texts = [document(k) for k in range(200)]
+    texts[3], texts[5] = " \n", " ".join(texts)
+    corpus = stream("odd", lambda n: iter(texts[n:]), None, VOCABULARY, tmp_path)
+    kept = [text for k, text in enumerate(texts) if k % 8 != 7 and k != 3]
+    assert texts_of(corpus, "train") == kept
+
+
+def test_too_little_text_is_refused_with_what_to_do(tmp_path):
+    with pytest.raises(TextError, match=r"too small for a vocabulary of 5,000 tokens"):
+        stream("x", Collection().start, 10, 5000, tmp_path)
+    with pytest.raises(TextError, match=r"tokens for validation .* take more documents"):
+        prepare(Collection(), tmp_path, 9)
+    with pytest.raises(TextError, match="documents must be a whole number from 1, not 0"):
+        prepare(Collection(), tmp_path, 0)
+
+
+def test_without_datasets_it_says_what_to_install(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def no_datasets(name, *arguments, **keywords):
+        if name == "datasets":
+            raise ImportError(name)
+        return real(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", no_datasets)
+    with pytest.raises(TextError, match=r"openwebtext is streamed by .*: pip install datasets"):
+        collection("openwebtext", cache=tmp_path)
+    with pytest.raises(TextError, match="no collection 'c4': choose one of openwebtext, fineweb"):
+        collection("c4", cache=tmp_path)
+
+
+def test_datasets_streams_from_any_document_on(tmp_path, monkeypatch):
+    """The real package, on files of its own kind that are here."""
+    pytest.importorskip("datasets", reason="datasets is not installed")
+    (tmp_path / "rows").mkdir()
+    for number, documents in enumerate((range(90), range(90, 91), range(91, 250))):
+        lines = (json.dumps({"text": document(k)}) + "\n" for k in documents)
+        (tmp_path / "rows" / f"train-{number}.jsonl").write_text("".join(lines))
+    monkeypatch.setitem(streams.COLLECTIONS, "fineweb", (str(tmp_path / "rows"), None))
+    monkeypatch.setattr(streams, "SHARD", 40)
+    broken, whole_shard = streams._encoded_shard, []
+
+    def interrupted(texts, first, tokenizer):
+        if first == 120 and not whole_shard:
+            whole_shard.append(first)
+            raise KeyboardInterrupt
+        return broken(texts, first, tokenizer)
+
+    monkeypatch.setattr(streams, "_encoded_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        collection("fineweb", None, VOCABULARY, tmp_path / "cache")
+    corpus = collection("fineweb", None, VOCABULARY, tmp_path / "cache")
+    assert texts_of(corpus, "train") == [document(k) for k in range(250) if k % 8 != 7]
