@@ -11,6 +11,8 @@ from matplotlib.patches import Patch
 
 from coupled_adam.plots.style import ACCENT, COLOURS, MARKERS, NAMES, NEUTRAL, panels
 
+_PERCENT = [step * 10.0**power for power in range(-4, 2) for step in (1, 2, 5)]
+
 
 def memory_of_step(table: pd.DataFrame) -> None:
     """Stacked bars: what each optimizer holds and needs at its worst moment, in matrices.
@@ -125,8 +127,9 @@ def share_of_training(
         ax.set(xscale="log", yscale="log", xlabel="tokens in a training step")
         ax.set_ylabel("step of the embedding\n(% of the training step)")
         ax.set_xticks(tokens, [f"{n:,}" for n in tokens])
-        ax.yaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
+        ax.set_yticks([t for t in _PERCENT if ax.get_ylim()[0] <= t <= ax.get_ylim()[1]])
+        ax.yaxis.set_major_formatter("{x:g}")
         ax.legend(ncols=2)
 
 
