@@ -70,3 +70,11 @@ def test_typical_steps_draws_the_mean_of_each_group_and_leaves_out_unseen_tokens
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     np.testing.assert_allclose(lines(ax)["Adam"].get_xydata(), [[1.05e-4, 2.0], [1e-1, 0.5]])
     assert "learning rates" in ax.get_ylabel()
+
+
+def test_moments_by_process_draws_a_bar_each_and_the_mean(shown):
+    drift.moments_by_process(np.array([3.0, 0.5, 0.5, 0.25]))
+    (ax,) = only(shown)
+    assert [bar.get_height() for bar in ax.patches] == [3.0, 0.5, 0.5, 0.25]
+    assert "mean over all rows" in lines(ax)
+    assert ax.get_xlabel() and ax.get_ylabel()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -11,11 +14,33 @@ from torch.optim import AdamW
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 
+from coupled_adam.optim import sharding
 from coupled_adam.optim.transfer import second_moment_for, state_dtype
 
-# Rows whose squares are summed at once: large enough to keep the overhead of a call small, small
-# enough that the squares stay in the processor's cache. Measured by benchmarks/optimizer_step.py.
+# Rows that are stepped at once: large enough to keep the overhead of a call small, small enough to
+# stay in the processor's cache. Measured by benchmarks/optimizer_step.py.
 _ROWS_AT_ONCE = 1024
+
+
+@dataclass
+class _Swept:
+    """A coupled matrix between the two halves of its step.
+
+    Attributes:
+        group: its parameter group.
+        parameter: the matrix.
+        sums: of the squared gradient over the rows.
+        gradient: what this process has of it; None if nothing.
+        rows: which rows the gradient holds, if it is sparse.
+        kernel: the module of GPU kernels, if they are used.
+    """
+
+    group: dict[str, Any]
+    parameter: Tensor
+    sums: sharding.ColumnSums
+    gradient: Tensor | None = None
+    rows: Tensor | None = None
+    kernel: ModuleType | None = None
 
 
 class CoupledAdamW(AdamW):
@@ -30,9 +55,10 @@ class CoupledAdamW(AdamW):
     behave bit for bit like ``torch.optim.AdamW``.
 
     The arguments are those of ``torch.optim.AdamW``, in the same order, and one more. ``foreach``
-    and ``fused`` choose the implementation of the groups that are not coupled; they do not change
-    what a coupled group computes. ``amsgrad`` takes the maximum over the shared vector. The shared
-    second moment is kept in float32 for parameters of lower precision (float64 for float64).
+    and ``fused`` choose the implementation of the groups that are not coupled; on a GPU,
+    ``fused=True`` also steps coupled groups with Triton kernels where Triton is installed.
+    ``amsgrad`` takes the maximum over the shared vector. The shared second moment is kept in
+    float32 for parameters of lower precision (float64 for float64).
 
     All V rows enter the mean, rows that only pad the vocabulary to a round size included: they
     raise the step size of all tokens by the root of (rows / real rows).
@@ -53,7 +79,7 @@ class CoupledAdamW(AdamW):
         foreach: as in ``torch.optim.AdamW``, for groups that are not coupled.
         capturable: as in ``torch.optim.AdamW``; refused for a coupled group.
         differentiable: as in ``torch.optim.AdamW``; refused for a coupled group.
-        fused: as in ``torch.optim.AdamW``, for groups that are not coupled.
+        fused: as in ``torch.optim.AdamW``; for coupled groups on a GPU, use Triton kernels.
         coupled: whether groups that do not say so themselves are coupled.
 
     Raises:
@@ -118,6 +144,13 @@ class CoupledAdamW(AdamW):
         for group in self.param_groups:
             group.setdefault("coupled", False)
 
+    def state_dict(self) -> dict[str, Any]:
+        """As in ``torch.optim.AdamW``; process groups, which no file can hold, are left out."""
+        state_dict = super().state_dict()
+        for group in state_dict["param_groups"]:
+            group.pop("process_group", None)
+        return state_dict
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of this class or of ``torch.optim.AdamW``.
 
@@ -132,21 +165,24 @@ class CoupledAdamW(AdamW):
         Raises:
             ValueError: if groups or shapes do not fit.
         """
-        coupled = [group["coupled"] for group in self.param_groups]
+        own = [
+            {key: group[key] for key in ("coupled", "process_group") if key in group}
+            for group in self.param_groups
+        ]
         loaded: dict[str, Any] = {}
 
         def remember(_: torch.optim.Optimizer, final: dict[str, Any]) -> None:
             loaded.update(final)
 
         def convert(_: torch.optim.Optimizer) -> None:
-            for group, was_coupled, source in zip(
-                self.param_groups, coupled, loaded["param_groups"], strict=True
+            for group, kept, source in zip(
+                self.param_groups, own, loaded["param_groups"], strict=True
             ):
-                group["coupled"] = was_coupled
+                group.update(kept)
                 _check_group(group)
                 for parameter, key in zip(group["params"], source["params"], strict=True):
                     if key in loaded["state"]:
-                        self._convert_state(parameter, loaded["state"][key], was_coupled)
+                        self._convert_state(parameter, loaded["state"][key], group)
 
         # As hooks, so that what other hooks do to the state before and after still counts.
         first = self.register_load_state_dict_pre_hook(remember)
@@ -157,13 +193,16 @@ class CoupledAdamW(AdamW):
             first.remove()
             last.remove()
 
-    def _convert_state(self, parameter: Tensor, source: dict[str, Any], coupled: bool) -> None:
+    @torch.no_grad()
+    def _convert_state(
+        self, parameter: Tensor, source: dict[str, Any], group: dict[str, Any]
+    ) -> None:
         state = self.state[parameter]
         for key in ("exp_avg_sq", "max_exp_avg_sq"):
             # Torch shares tensors that need no cast, and would have cast float32 state to a
             # bfloat16 parameter's type: so from the source, and a copy of our own.
-            if key in source and (coupled or source[key].shape != parameter.shape):
-                state[key] = second_moment_for(source[key], parameter, coupled)
+            if key in source and (group["coupled"] or source[key].shape != parameter.shape):
+                state[key] = second_moment_for(source[key], parameter, group)
 
     @_use_grad_for_differentiable
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -183,46 +222,103 @@ class CoupledAdamW(AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        swept = [
+            one for group in self.param_groups if group["coupled"] for one in self._sweep(group)
+        ]
+        # The AdamW groups are stepped while the sums of sharded matrices travel.
+        reduction = sharding.Reduction(one.sums for one in swept)
         for group in self.param_groups:
-            if group["coupled"]:
-                _check_group(group)
-                self._coupled_step(group)
-            else:
+            if not group["coupled"]:
                 self._plain_step(group)
+        reduction.wait()
+        for one in swept:
+            self._coupled_update(one)
         return loss
 
-    def _coupled_step(self, group: dict[str, Any]) -> None:
+    def _sweep(self, group: dict[str, Any]) -> Iterator[_Swept]:
+        """Read the gradients of a coupled group and sum their squares."""
+        _check_group(group)
+        present = {p: (gradient, state) for p, gradient, state in self._with_gradients(group)}
+        for parameter in group["params"]:
+            groups = sharding.row_groups(parameter, group)
+            held, dtype = sharding.local(parameter), state_dtype(parameter)
+            if parameter in present:
+                gradient, state = present[parameter]
+                rows = None
+                if gradient.is_sparse:
+                    gradient = gradient.coalesce()
+                    rows, gradient = gradient.indices()[0], gradient.values()
+                else:
+                    gradient = sharding.local_gradient(gradient, parameter)
+                kernel = None
+                if rows is None and group["fused"]:
+                    kernel = _kernel_for(held, gradient, sharding.local(state["exp_avg"]))
+                total = (
+                    kernel.sum_of_squares(gradient)
+                    if kernel is not None
+                    else _sum_of_squares(gradient, dtype)
+                )
+                sums = sharding.ColumnSums(total, held.shape[0], groups)
+                yield _Swept(group, parameter, sums, gradient, rows, kernel)
+            elif groups:
+                # Another process may have a gradient for its rows: these count as zeros then.
+                total = torch.zeros(held.shape[1], dtype=dtype, device=parameter.device)
+                sums = sharding.ColumnSums(total, held.shape[0], groups, has_gradient=False)
+                yield _Swept(group, parameter, sums)
+
+    def _coupled_update(self, swept: _Swept) -> None:
+        group, parameter, gradient = swept.group, swept.parameter, swept.gradient
+        if not swept.sums.gradient_anywhere():
+            return
         lr, weight_decay = float(group["lr"]), group["weight_decay"]
         beta1, beta2 = (float(beta) for beta in group["betas"])
-        for parameter, gradient, state in self._with_gradients(group):
-            if group["maximize"]:
-                gradient = -gradient
-            state["step"] += 1
-            step = state["step"].item()
-            first_moment, second_moment = state["exp_avg"], state["exp_avg_sq"]
-            if gradient.is_sparse:
-                gradient = gradient.coalesce()
-                rows, gradient = gradient.indices()[0], gradient.values()
-                touched = first_moment[rows].lerp_(gradient.to(first_moment.dtype), 1 - beta1)
-                first_moment[rows] = touched
-            else:
-                first_moment.lerp_(gradient.to(first_moment.dtype), 1 - beta1)
-            squares = _sum_of_squares(gradient, second_moment.dtype)
-            second_moment.lerp_(squares / parameter.shape[0], 1 - beta2)
-            if group["amsgrad"]:
-                largest = state["max_exp_avg_sq"]
-                torch.maximum(largest, second_moment, out=largest)
-                second_moment = largest
-            denominator = (second_moment / (1 - beta2**step)).sqrt_().add_(group["eps"])
-            size = -lr / (1 - beta1**step)
-            if parameter.grad.is_sparse:
-                parameter[rows] = parameter[rows].addcdiv_(touched, denominator, value=size)
-                continue
-            if weight_decay != 0:
-                # Not a product with 1 - lr * weight_decay: rounded to float32, that factor is off
-                # by the same few parts in 1e8 at every step, and the error adds up.
-                parameter.add_(parameter, alpha=-lr * weight_decay)
-            parameter.addcdiv_(first_moment, denominator, value=size)
+        state = self.state[parameter]
+        if not state:
+            _start_state(state, parameter, group)
+        state["step"] += 1
+        step = state["step"].item()
+        first_moment, second_moment = map(sharding.local, (state["exp_avg"], state["exp_avg_sq"]))
+        second_moment.lerp_(swept.sums.mean(), 1 - beta2)
+        if group["amsgrad"]:
+            largest = sharding.local(state["max_exp_avg_sq"])
+            torch.maximum(largest, second_moment, out=largest)
+            second_moment = largest
+        denominator = (second_moment / (1 - beta2**step)).sqrt_().add_(group["eps"])
+        size = -lr / (1 - beta1**step)
+        weight = sharding.local(parameter)
+        if swept.kernel is not None:
+            swept.kernel.update(
+                weight,
+                gradient,
+                first_moment,
+                size / denominator,
+                weight=1 - beta1,
+                decay=-lr * weight_decay,
+                maximize=group["maximize"],
+            )
+        elif swept.rows is not None:
+            gradient = -gradient if group["maximize"] else gradient
+            touched = first_moment[swept.rows].lerp_(gradient.to(first_moment.dtype), 1 - beta1)
+            first_moment[swept.rows] = touched
+            moved = weight[swept.rows].addcdiv_(touched, denominator, value=size)
+            weight[swept.rows] = moved
+        else:
+            if gradient is None:
+                gradient = first_moment.new_zeros(()).expand_as(first_moment)
+            # In blocks, so that a processor still has the first moment at hand when it is used.
+            at_once = _ROWS_AT_ONCE if weight.device.type == "cpu" else max(1, len(weight))
+            blocks = (matrix.split(at_once) for matrix in (weight, first_moment, gradient))
+            for e, m, g in zip(*blocks, strict=True):
+                g = -g if group["maximize"] else g
+                m.lerp_(g.to(m.dtype), 1 - beta1)
+                if weight_decay != 0:
+                    # Not a product with 1 - lr * weight_decay: rounded to float32, that factor is
+                    # off by the same few parts in 1e8 at every step, and the error adds up.
+                    e.add_(e, alpha=-lr * weight_decay)
+                e.addcdiv_(m, denominator, value=size)
+        if weight is not parameter or swept.kernel is not None:
+            # Autograd watches the parameter and would not notice that its memory was written to.
+            torch.autograd.graph.increment_version(parameter)
 
     def _plain_step(self, group: dict[str, Any]) -> None:
         present = list(self._with_gradients(group))
@@ -283,14 +379,21 @@ def _start_state(state: dict[str, Any], parameter: Tensor, group: dict[str, Any]
     )
     state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
     if group["coupled"]:
-        second_moment = torch.zeros(
-            parameter.shape[1], dtype=state_dtype(parameter), device=parameter.device
-        )
+        second_moment = sharding.column_zeros(parameter, state_dtype(parameter))
     else:
         second_moment = torch.zeros_like(parameter, memory_format=torch.preserve_format)
     state["exp_avg_sq"] = second_moment
     if group["amsgrad"]:
         state["max_exp_avg_sq"] = torch.zeros_like(second_moment)
+
+
+def _kernel_for(weight: Tensor, gradient: Tensor, first_moment: Tensor) -> ModuleType | None:
+    """The GPU kernels, where there is a GPU, Triton is installed, and the tensors fit them."""
+    if weight.device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return None
+    from coupled_adam.optim import kernel  # needs Triton
+
+    return kernel if kernel.fits(weight, gradient, first_moment) else None
 
 
 def _sum_of_squares(gradient: Tensor, dtype: torch.dtype) -> Tensor:
@@ -340,20 +443,16 @@ def _check_group(group: dict[str, Any]) -> None:
             raise ValueError(f"a coupled group does not support {option}=True: {instead}")
     for parameter in group["params"]:
         shape = tuple(parameter.shape)
-        if type(parameter) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
-            raise ValueError(
-                f"a coupled group got a {type(parameter).__name__} of shape {shape}; only plain "
-                "dense tensors can be coupled so far (a mean over the rows of one shard would not "
-                "be the mean over the vocabulary): keep the embedding unsharded, or use "
-                "coupled=False for it"
-            )
         if parameter.dim() != 2:
             raise ValueError(
                 f"a coupled group got a parameter of shape {shape}; a mean over the vocabulary "
                 "needs a matrix of shape [tokens, width]: put vectors and other shapes in a group "
-                "of their own without coupled=True (a flat parameter of FSDP1 cannot be coupled)"
+                "of their own without coupled=True (a flat parameter of FSDP1 cannot be coupled: "
+                "shard with torch.distributed.fsdp.fully_shard)"
             )
-        if shape[0] < 2 or shape[1] < 1:
+        sharding.check(parameter, group)
+        # A row shard can be as small as nothing.
+        if (shape[0] < 2 and "process_group" not in group) or shape[1] < 1:
             raise ValueError(
                 f"a coupled group got a matrix of shape {shape}; with fewer than two rows there "
                 "is nothing to share: pass the whole embedding matrix"

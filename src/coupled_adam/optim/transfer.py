@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
+from coupled_adam.optim import sharding
+
 _SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
 
 
@@ -73,7 +75,7 @@ def _converted(state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) 
     for key in _SECOND_MOMENTS[: 2 if group["amsgrad"] else 1]:
         # A run that did not keep the largest moment so far starts with the present one.
         value = state.get(key, state["exp_avg_sq"])
-        made[key] = second_moment_for(value, parameter, coupled)
+        made[key] = second_moment_for(value, parameter, group)
     return made
 
 
@@ -82,22 +84,30 @@ def state_dtype(parameter: Tensor) -> torch.dtype:
     return torch.float64 if parameter.dtype == torch.float64 else torch.float32
 
 
-def second_moment_for(value: Tensor, parameter: Tensor, coupled: bool) -> Tensor:
+@torch.no_grad()
+def second_moment_for(value: Tensor, parameter: Tensor, group: dict[str, Any]) -> Tensor:
     """A second moment, matrix or shared vector, in the form that a group needs; always a copy.
 
     Args:
-        value: shape [V, H] or [H].
+        value: shape [V, H] or [H]; for a DTensor parameter a DTensor.
         parameter: the matrix that it belongs to.
-        coupled: whether the vector is needed.
+        group: the parameter's group; of a coupled one the vector is needed.
 
     Raises:
-        ValueError: if the value has neither of the two shapes.
+        ValueError: if the value has neither of the two shapes, or is plain and the parameter
+            sharded.
     """
     value = value.to(parameter.device)
     shape, vector = tuple(parameter.shape), tuple(parameter.shape[1:])
-    if coupled:
+    if group.get("coupled", False):
+        if sharding.is_dtensor(parameter) and not sharding.is_dtensor(value):
+            raise ValueError(
+                f"the second moment of a sharded matrix of shape {shape} is a plain tensor: load "
+                "the state with set_optimizer_state_dict of torch.distributed.checkpoint."
+                "state_dict, which shards it likewise"
+            )
         if tuple(value.shape) == shape:
-            value = value.to(state_dtype(parameter)).mean(0)
+            value = sharding.mean_of_rows(value.to(state_dtype(parameter)), parameter, group)
         if tuple(value.shape) != vector:
             raise ValueError(
                 f"the loaded second moment has shape {tuple(value.shape)}; a coupled matrix of "
@@ -107,5 +117,5 @@ def second_moment_for(value: Tensor, parameter: Tensor, coupled: bool) -> Tensor
         # Torch would have cast float32 state to a bfloat16 parameter's type.
         return value.to(state_dtype(parameter), copy=True)
     if parameter.dim() == 2 and tuple(value.shape) == vector:
-        return value.to(parameter.dtype).expand_as(parameter).clone()
+        return sharding.matrix_of_rows(value, parameter)
     return value.clone()

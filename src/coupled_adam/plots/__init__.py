@@ -18,6 +18,7 @@ from coupled_adam.plots.drift import (
     distance_of_mean,
     drift_shares,
     foretold,
+    moments_by_process,
     summed_updates,
     typical_steps,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "memory_of_step",
     "moment_against_frequency",
     "moments_by_frequency",
+    "moments_by_process",
     "panels",
     "parts_of_step",
     "repairs",

@@ -119,3 +119,20 @@ def typical_steps(
         ax.text(frequencies[seen].min(), 1.08, "one learning rate", color=NEUTRAL, va="bottom")
         ax.set(xlabel="frequency of the token", ylabel="step (learning rates)")
         ax.legend(loc="lower right")
+
+
+def moments_by_process(relative: np.ndarray) -> None:
+    """Bars: the mean squared gradient of the rows that each process holds.
+
+    Args:
+        relative: by process, in units of the mean over all rows, shape [R].
+    """
+    with panels(height=2.9) as (ax,):
+        bars = ax.bar(range(1, len(relative) + 1), relative, color=NEUTRAL, width=0.6)
+        ax.bar_label(bars, fmt="%.2g", padding=2)
+        ax.axhline(1, color=COLOURS["coupled"], linestyle="--", label="mean over all rows")
+        ax.margins(y=0.12)
+        ax.set_xticks(range(1, len(relative) + 1))
+        ax.grid(axis="x", visible=False)
+        ax.set(xlabel="process", ylabel="mean squared gradient\n(mean over all rows = 1)")
+        ax.legend()

@@ -1,0 +1,225 @@
+"""Coupled matrices of which a process holds only some rows or columns.
+
+The mean over the vocabulary needs all V rows. Where they are spread over processes, each sums the
+squares of its own rows, one all-reduce adds up the sums of all matrices, and each divides by the
+rows of the whole matrix. A DTensor's own ``mean(0)`` would gather the matrix where the shards are
+uneven. Columns are independent of each other: where they are spread, so is the shared moment.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup, Work
+
+
+@dataclass
+class ColumnSums:
+    """Sums over the rows of one matrix: of this process, and after a reduction of all processes.
+
+    Attributes:
+        total: the sums, shape [columns of this process], float32 or float64.
+        rows: number of rows that were summed.
+        groups: the process groups that share out the rows; none if all rows are here.
+        has_gradient: whether this process had a gradient to sum.
+        gradients: number of processes that had one; known after the reduction.
+    """
+
+    total: Tensor
+    rows: int | Tensor
+    groups: tuple[ProcessGroup, ...]
+    has_gradient: bool = True
+    gradients: Tensor | None = None
+
+    def mean(self) -> Tensor:
+        """The mean over the rows, shape [columns of this process]."""
+        return self.total / self.rows
+
+    def gradient_anywhere(self) -> bool:
+        """Whether any process had a gradient; reads the device only where this one had none."""
+        return self.has_gradient or (self.gradients is not None and self.gradients.item() > 0)
+
+
+class Reduction:
+    """One all-reduce of the column sums of many matrices, running until ``wait`` returns.
+
+    Every process of a group has to start it with the same matrices in the same order, those with
+    no rows or no gradient included; their sums are zero.
+    """
+
+    def __init__(self, sums: Iterable[ColumnSums]) -> None:
+        together: dict[Any, list[ColumnSums]] = {}
+        for entry in sums:
+            if entry.groups:
+                key = (entry.groups, entry.total.dtype, entry.total.device)
+                together.setdefault(key, []).append(entry)
+        self._running = [(*_start(entries), entries) for entries in together.values()]
+
+    def wait(self) -> None:
+        """Fill in the sums over all processes."""
+        for work, buffer, entries in self._running:
+            work.wait()
+            parts = buffer.split([len(entry.total) + 2 for entry in entries])
+            for entry, part in zip(entries, parts, strict=True):
+                entry.total, entry.rows, entry.gradients = part[:-2], part[-2], part[-1]
+
+
+def _start(entries: list[ColumnSums]) -> tuple[Work, Tensor]:
+    first = entries[0]
+    buffer = first.total.new_empty(sum(len(entry.total) + 2 for entry in entries))
+    parts = buffer.split([len(entry.total) + 2 for entry in entries])
+    for entry, part in zip(entries, parts, strict=True):
+        part[:-2] = entry.total
+        # Rows and gradients are counted along: no further collective, no count to be remembered.
+        part[-2] = entry.rows
+        part[-1] = float(entry.has_gradient)
+    *inner, last = first.groups
+    for group in inner:
+        torch.distributed.all_reduce(buffer, group=group)
+    return torch.distributed.all_reduce(buffer, group=last, async_op=True), buffer
+
+
+def check(parameter: Tensor, group: dict[str, Any]) -> None:
+    """Refuse a matrix of which cannot be told which rows are where.
+
+    Raises:
+        ValueError: for a tensor subclass other than DTensor, a placement that leaves sums open or
+            is unknown, or a ``process_group`` that is none or not needed.
+    """
+    shape = tuple(parameter.shape)
+    with torch.no_grad():
+        kind = type(local(parameter))
+    if kind not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
+        name = f"DTensor of {kind.__name__}" if is_dtensor(parameter) else kind.__name__
+        raise ValueError(
+            f"a coupled group got a {name} of shape {shape}; only plain dense tensors and DTensors "
+            "of them can be coupled (a mean over the rows of one shard would not be the mean over "
+            "the vocabulary): keep the embedding unsharded, shard it with fully_shard or "
+            "distribute_tensor, or use coupled=False for it"
+        )
+    if is_dtensor(parameter):
+        for placement in parameter.placements:
+            if placement.is_partial():
+                raise ValueError(
+                    f"a coupled group got a DTensor of shape {shape} with the placement "
+                    f"{placement}: its values are sums that have not been taken yet; call "
+                    "redistribute with Replicate() or Shard(0) in its place first"
+                )
+            if not placement.is_replicate() and getattr(placement, "dim", None) not in (0, 1):
+                raise ValueError(
+                    f"a coupled group got a DTensor of shape {shape} with the placement "
+                    f"{placement}, of which it cannot tell whether it spreads rows or columns: "
+                    "use Shard(0), Shard(1) or Replicate(), or coupled=False"
+                )
+    if "process_group" in group:
+        if is_dtensor(parameter):
+            raise ValueError(
+                f"a coupled group with process_group= got a DTensor of shape {shape}, which knows "
+                "by itself where its rows are: leave process_group out, or put plain row shards "
+                "into a group of their own"
+            )
+        distributed = torch.distributed.is_available()
+        if not distributed or not isinstance(
+            group["process_group"], torch.distributed.ProcessGroup
+        ):
+            raise ValueError(
+                f"process_group={group['process_group']!r} is no process group of this process: "
+                "call torch.distributed.init_process_group first and pass a group that this "
+                "process belongs to, such as torch.distributed.group.WORLD"
+            )
+
+
+def row_groups(parameter: Tensor, group: dict[str, Any]) -> tuple[ProcessGroup, ...]:
+    """The process groups over which row sums of a checked matrix have to be added up, in order."""
+    if not is_dtensor(parameter):
+        return (group["process_group"],) if "process_group" in group else ()
+    mesh = parameter.device_mesh
+    # By exclusion: FSDP2 over tensor parallelism gives a placement that is not a Shard by type.
+    spread = [
+        axis
+        for axis, placement in enumerate(parameter.placements)
+        if not placement.is_replicate() and placement.dim == 0
+    ]
+    if len(spread) > 1 and len(spread) == mesh.ndim:
+        world = torch.distributed.group.WORLD
+        if mesh.size() == world.size():
+            return (world,)
+    # The innermost axis, the fastest by convention, first: only the last one runs under AdamW.
+    return tuple(mesh.get_group(axis) for axis in reversed(spread))
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor."""
+    # Where there is one its module has been imported. To import it here would cost a second, and
+    # fail where torch was built without torch.distributed.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds, sharing its memory; call without autograd."""
+    return tensor.to_local() if is_dtensor(tensor) else tensor
+
+
+def local_gradient(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """The part of a gradient that belongs to the part of the parameter on this process."""
+    if is_dtensor(parameter) and gradient.placements != parameter.placements:
+        gradient = gradient.redistribute(placements=parameter.placements)
+    return local(gradient)
+
+
+def column_zeros(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """A zero for each column of a matrix, shape [H]; a DTensor placed like the columns of one."""
+    columns = local(parameter).shape[1]
+    return _as_columns(torch.zeros(columns, dtype=dtype, device=parameter.device), parameter)
+
+
+def mean_of_rows(matrix: Tensor, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+    """The mean over all rows of a matrix that is placed like a parameter; a collective if sharded.
+
+    Returns:
+        Shape [H], placed like ``column_zeros``.
+    """
+    groups = row_groups(parameter, group)
+    if not groups and not is_dtensor(parameter):
+        return matrix.mean(0)
+    matrix = local_gradient(matrix, parameter)
+    sums = ColumnSums(matrix.sum(0), matrix.shape[0], groups)
+    Reduction([sums]).wait()
+    return _as_columns(sums.mean(), parameter)
+
+
+def matrix_of_rows(row: Tensor, parameter: Tensor) -> Tensor:
+    """A matrix placed like a parameter, and of its type, every row of which is the given one."""
+    matrix = torch.empty_like(parameter, memory_format=torch.contiguous_format)
+    local(matrix).copy_(local(row).expand_as(local(matrix)))
+    return matrix
+
+
+def _as_columns(vector: Tensor, parameter: Tensor) -> Tensor:
+    if not is_dtensor(parameter):
+        return vector
+    module = sys.modules["torch.distributed.tensor"]
+    placements = []
+    for placement in parameter.placements:
+        if placement.is_replicate() or placement.dim == 0:
+            placements.append(module.Replicate())
+        elif hasattr(placement, "split_factor"):
+            placements.append(type(placement)(0, split_factor=placement.split_factor))
+        else:
+            placements.append(module.Shard(0))
+    return module.DTensor.from_local(
+        vector,
+        parameter.device_mesh,
+        placements,
+        run_check=False,
+        shape=parameter.shape[1:],
+        stride=(1,),
+    )
