@@ -6,7 +6,7 @@
     python benchmarks/optimizer_step.py --blocks 128 256 512 1024 2048 4096
 
 What is measured and how is described in coupled_adam.benchmark. With --blocks the candidates are
-numbers of rows whose squares CoupledAdamW sums at once.
+numbers of rows that CoupledAdamW steps at once on a CPU.
 """
 
 from __future__ import annotations
