@@ -8,6 +8,12 @@ from coupled_adam.plots.cloud import (
     mean_cosine_of_shift,
     repairs,
 )
+from coupled_adam.plots.cost import (
+    memory_of_step,
+    parts_of_step,
+    share_of_training,
+    time_ratios,
+)
 from coupled_adam.plots.drift import (
     distance_of_mean,
     drift_shares,
@@ -66,15 +72,19 @@ __all__ = [
     "learning_rates",
     "lengths_against_frequency",
     "mean_cosine_of_shift",
+    "memory_of_step",
     "moment_against_frequency",
     "moments_by_frequency",
     "moments_by_process",
     "panels",
+    "parts_of_step",
     "repairs",
+    "share_of_training",
     "step_by_noise",
     "step_by_row",
     "step_size_against_frequency",
     "summed_updates",
+    "time_ratios",
     "token_traces",
     "typical_steps",
     "walk",

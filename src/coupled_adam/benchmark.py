@@ -1,0 +1,342 @@
+"""What an optimizer step on an embedding matrix costs: time, memory traffic, memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.profiler import ProfilerActivity, profile
+
+from coupled_adam.optim import CoupledAdamW
+from coupled_adam.training import environment, whole_file
+
+# As in the paper's recipe, which does not decay embeddings.
+_SETTINGS = {"lr": 6e-4, "betas": (0.9, 0.95), "weight_decay": 0.0}
+
+COPY, BASELINE, COUPLED = "copy", "AdamW fused", "CoupledAdamW"
+CANDIDATES: Mapping[str, Callable[[list[Tensor]], Optimizer]] = {
+    "AdamW for-loop": partial(AdamW, foreach=False, fused=False, **_SETTINGS),
+    "AdamW foreach": partial(AdamW, foreach=True, **_SETTINGS),
+    BASELINE: partial(AdamW, fused=True, **_SETTINGS),
+    # With kernels of its own on a GPU, the same as without "fused" on a CPU.
+    COUPLED: partial(CoupledAdamW, coupled=True, fused=True, **_SETTINGS),
+}
+
+
+def bytes_moved(shape: tuple[int, int], dtype: torch.dtype, *, coupled: bool) -> int:
+    """The least traffic between processor and memory that a step on a matrix can do with.
+
+    A matrix that does not fit into the caches travels once for each time that it is read or
+    written. AdamW needs seven passes: it reads parameter, gradient and both moments, and writes
+    all but the gradient. A coupled step needs six: it reads the gradient for the mean of its
+    squares, then parameter, gradient and first moment, and writes the last two of the three but
+    the gradient. Vectors of H numbers are not counted.
+
+    Args:
+        shape: rows V and columns H.
+        dtype: of the parameter, its gradient and its full-size moments.
+        coupled: whether the second moment is shared over the rows.
+
+    Returns:
+        Bytes.
+    """
+    return (6 if coupled else 7) * shape[0] * shape[1] * dtype.itemsize
+
+
+def time_in_turns(
+    functions: Mapping[str, Callable[[], object]],
+    *,
+    device: str = "cpu",
+    rounds: int = 15,
+    seconds: float = 0.05,
+) -> pd.DataFrame:
+    """Time functions against each other while all of them meet the same weather.
+
+    In every round each function has its turn, in an order that changes from round to round. It is
+    called once so that the caches hold its data and not those of the one before, then timed over
+    as many calls as fill the time it is given. Compare within rounds; ``ratios`` does.
+
+    Args:
+        functions: what to time, by name; the calls must not depend on each other.
+        device: waited for before the clock is read, if it is a "cuda" device.
+        rounds: turns of each function, at least 1.
+        seconds: about how long one turn lasts; a function that takes longer is called once.
+
+    Returns:
+        Seconds of one call: a row for each round, a column for each function.
+
+    Raises:
+        ValueError: if there is nothing to time.
+    """
+    if not functions or rounds < 1:
+        raise ValueError(
+            f"nothing to time: got {len(functions)} functions and {rounds} rounds, and need at "
+            "least one of each"
+        )
+
+    def timed(name: str, calls: int) -> float:
+        _wait_for(device)
+        start = time.perf_counter()
+        for _ in range(calls):
+            functions[name]()
+        _wait_for(device)
+        return (time.perf_counter() - start) / calls
+
+    for function in functions.values():
+        function()  # the first call may have to set things up
+    calls = {name: max(1, round(seconds / timed(name, 1))) for name in functions}
+    order, shuffle = list(functions), random.Random(0).shuffle
+    rows = []
+    for _ in range(rounds):
+        shuffle(order)
+        row = {}
+        for name in order:
+            functions[name]()
+            row[name] = timed(name, calls[name])
+        rows.append(row)
+    return pd.DataFrame(rows, columns=list(functions))
+
+
+def ratios(times: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
+    """Quartiles of each function's time as a multiple of the baseline's in the same round.
+
+    Args:
+        times: as from ``time_in_turns``.
+        baseline: the column that the others are divided by.
+
+    Returns:
+        One row a function, with columns low, median and high (25, 50 and 75 %).
+
+    Raises:
+        ValueError: if the baseline was not timed.
+    """
+    if baseline not in times:
+        raise ValueError(f"{baseline!r} was not timed; there are {list(times)}")
+    quartiles = times.div(times[baseline], axis=0).quantile([0.25, 0.5, 0.75]).T
+    return quartiles.set_axis(["low", "median", "high"], axis=1)
+
+
+def extra_memory(function: Callable[[], object], device: str = "cpu") -> int:
+    """How much more memory a call needs at its worst moment than before it.
+
+    Every allocation counts, also of what PyTorch's operations need for themselves: on a CPU as
+    its profiler records them, on a GPU as its allocator does.
+
+    Args:
+        function: what to call, once; what it allocates and keeps counts too.
+        device: where it allocates.
+
+    Returns:
+        Bytes, at least 0.
+    """
+    if device.startswith("cuda"):
+        _wait_for(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
+        _wait_for(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with _without_stderr(), tempfile.TemporaryDirectory() as folder:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            function()
+        trace = Path(folder, "trace.json")
+        recorded.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    changes = sorted(
+        (event["ts"], event["args"]["Ev Idx"], event["args"]["Bytes"])
+        for event in events
+        if event.get("name") == "[memory]"
+    )
+    most = now = 0
+    for _, _, change in changes:
+        now += change
+        most = max(most, now)
+    return most
+
+
+def compare_steps(
+    shapes: Sequence[tuple[int, int]] = ((50304, 768),),
+    *,
+    dtypes: Sequence[torch.dtype] = (torch.float32,),
+    device: str = "cpu",
+    threads: int | None = None,
+    rounds: int = 15,
+    seconds: float = 0.05,
+    candidates: Mapping[str, Callable[[list[Tensor]], Optimizer]] = CANDIDATES,
+) -> pd.DataFrame:
+    """Measure optimizer steps on embedding matrices, side by side in this process.
+
+    Args:
+        shapes: rows V and columns H of the matrices; the candidates of one shape are in memory
+            together, with three to four matrices each.
+        dtypes: of the parameters.
+        device: "cpu", "cuda" or "cuda:1" and so on.
+        threads: of PyTorch on the CPU while measuring; as they are if not given.
+        rounds: as in ``time_in_turns``.
+        seconds: as in ``time_in_turns``.
+        candidates: from a list with one parameter to its optimizer, by name; with "AdamW fused",
+            to which times are compared.
+
+    Returns:
+        One row for each shape, type and candidate, and one for a plain copy of the matrix:
+        device, threads, rows, width, dtype, candidate; milliseconds (median);
+        ratio_low, ratio_median and ratio_high (quartiles of the time over that of "AdamW fused"
+        in the same round); gigabytes_per_second (``bytes_moved`` over the median time; a copy
+        makes two passes); state_bytes (all tensors of the optimizer's state, the counter of 4
+        bytes included); resident_bytes (parameter, gradient and state); extra_bytes (peak during
+        a step, beyond those).
+
+    Raises:
+        ValueError: for a shape, a type or a device that cannot be measured, or if the baseline
+            is not among the candidates.
+    """
+    if BASELINE not in candidates:
+        raise ValueError(f"candidates lack {BASELINE!r}, to which the times are compared: add it")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}, but PyTorch sees no GPU here: use device='cpu'")
+    for shape in shapes:
+        if len(shape) != 2 or shape[0] < 2 or shape[1] < 1:
+            raise ValueError(f"shape {shape} is not that of an embedding matrix, (rows, width)")
+    for dtype in dtypes:
+        if not dtype.is_floating_point:
+            raise ValueError(f"{dtype} is no type of parameters: use a floating-point type")
+    with _threads(threads):
+        tables = [
+            _compare(tuple(shape), dtype, device, rounds, seconds, candidates)
+            for shape in shapes
+            for dtype in dtypes
+        ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _compare(
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    device: str,
+    rounds: int,
+    seconds: float,
+    candidates: Mapping[str, Callable[[list[Tensor]], Optimizer]],
+) -> pd.DataFrame:
+    generator = torch.Generator().manual_seed(0)
+    start = (0.02 * torch.randn(shape, generator=generator)).to(device, dtype)
+    # Falls with the row as in a vocabulary with Zipf's frequencies, the commonest token first.
+    falling = torch.arange(1, shape[0] + 1)[:, None]
+    gradient = (torch.randn(shape, generator=generator) / falling).to(device, dtype)
+    steps: dict[str, Callable[[], object]] = {COPY: partial(start.clone().copy_, gradient)}
+    moved = {COPY: 2 * start.nbytes}
+    state = {COPY: 0}
+    for name, make in candidates.items():
+        parameter = torch.nn.Parameter(start.clone())
+        parameter.grad = gradient
+        optimizer = make([parameter])
+        optimizer.step()
+        steps[name] = optimizer.step
+        coupled = optimizer.param_groups[0].get("coupled", False)
+        moved[name] = bytes_moved(shape, dtype, coupled=coupled)
+        state[name] = sum(value.nbytes for value in optimizer.state[parameter].values())
+    times = time_in_turns(steps, device=device, rounds=rounds, seconds=seconds)
+    quartiles = ratios(times)
+    return pd.DataFrame(
+        {
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "rows": shape[0],
+            "width": shape[1],
+            "dtype": str(dtype).removeprefix("torch."),
+            "candidate": name,
+            "milliseconds": 1e3 * times[name].median(),
+            "ratio_low": quartiles.low[name],
+            "ratio_median": quartiles["median"][name],
+            "ratio_high": quartiles.high[name],
+            "gigabytes_per_second": 1e-9 * moved[name] / times[name].median(),
+            "state_bytes": state[name],
+            "resident_bytes": 2 * start.nbytes + state[name],
+            "extra_bytes": extra_memory(step, device),
+        }
+        for name, step in steps.items()
+    )
+
+
+def write_record(table: pd.DataFrame, path: str | Path) -> None:
+    """Write measurements as JSON, with what they depend on.
+
+    Args:
+        table: as from ``compare_steps``, measured in this process on one device.
+        path: the file; an existing one is replaced.
+
+    Raises:
+        ValueError: if the table is empty or holds measurements of several devices.
+        OSError: if the file cannot be written.
+    """
+    devices = table["device"].unique()
+    if len(devices) != 1:
+        raise ValueError(
+            f"a record is of one device, this table has {len(devices)} {list(devices)}: write "
+            "one file for each"
+        )
+    described = environment(devices[0])
+    described["written"] = described.pop("started")
+    del described["threads"]  # those of the measurements are in the table
+    record = {
+        "environment": {**described, "commit": _commit()},
+        "results": json.loads(table.to_json(orient="records", double_precision=6)),
+    }
+    with whole_file(Path(path)) as file:
+        file.write((json.dumps(record, indent=1) + "\n").encode())
+
+
+def _commit() -> str | None:
+    """The commit of this file, with "-dirty" if anything tracked was changed since, if known."""
+    here = Path(__file__)
+    for arguments in (
+        ["ls-files", "--error-unmatch", here.name],  # or it lies in somebody else's checkout
+        ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+    ):
+        try:
+            answer = subprocess.run(
+                ["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None
+    return answer.stdout.strip()
+
+
+def _wait_for(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Silence the profiler, which reports its start and stop from beneath Python."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
