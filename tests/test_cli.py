@@ -53,6 +53,30 @@ def test_a_streamed_collection_is_asked_for_by_name(text, monkeypatch):
     assert result.stderr == "coupled-adam: asked for ('fineweb', 1000, 50257)\n"
 
 
+def test_bench_measures_beside_torch_and_writes_a_record(tmp_path):
+    options = ["--shape", "64x8", "--shape", "32x4", "--rounds", 2, "--threads", 1]
+    result = invoke("bench", *options, "--out", tmp_path / "step.json")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("CoupledAdamW") == result.stdout.count("AdamW fused") == 2
+    record = json.loads((tmp_path / "step.json").read_text())
+    assert "CoupledAdamW" in json.dumps(record)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--shape", "64", "as in 50304x768"),
+        ("--shape", "ax8", "as in 50304x768"),
+        ("--dtype", "int8", "choose float32"),
+        ("--device", "cuda:9", "device="),
+    ],
+)
+def test_bench_refuses_what_it_cannot_measure(option, value, message):
+    result = invoke("bench", option, value)
+    assert result.exit_code == 2
+    assert message in result.stderr and result.stderr.count("\n") == 1
+
+
 def test_train_takes_its_options_to_the_run(text, tmp_path):
     options = ["--optimizer", "adamw", "--seed", 3, "--accumulation", 2]
     options += ["--precision", "bfloat16", "--no-compiled"]

@@ -1,4 +1,4 @@
-"""The command line: prepare a text, train on it, export what was trained."""
+"""The command line: prepare a text, train on it, export what was trained; measure a step."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
+import pandas as pd
 import torch
 import torch.distributed as dist
 import typer
@@ -139,6 +140,49 @@ def export(
 
         export_run(run_folder, folder)
         typer.echo(f"{folder}: a GPT-2 for transformers; lm_eval --model_args pretrained={folder}")
+
+
+@app.command()
+def bench(
+    shapes: Annotated[
+        list[str] | None, typer.Option("--shape", help="TOKENSxWIDTH; may be given many times.")
+    ] = None,
+    dtypes: Annotated[
+        list[str] | None, typer.Option("--dtype", help="float32, bfloat16; many times.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="Of the CPU; default: all.", min=1)] = None,
+    rounds: Annotated[int, typer.Option(help="How often all take turns.", min=1)] = 15,
+    out: Annotated[Path | None, typer.Option(help="A file for the results as JSON.")] = None,
+) -> None:
+    """Measure the optimizer's step on an embedding matrix, beside torch's AdamW."""
+    from coupled_adam import benchmark
+
+    with _errors_in_one_line():
+        table = benchmark.compare_steps(
+            [_shape(shape) for shape in shapes or ["50304x768"]],
+            dtypes=[_dtype(name) for name in dtypes or ["float32"]],
+            device=device,
+            threads=threads,
+            rounds=rounds,
+        )
+        with pd.option_context("display.width", 200, "display.max_columns", None):
+            typer.echo(table.to_string(index=False, float_format="{:.3f}".format))
+        if out is not None:
+            benchmark.write_record(table, out)
+
+
+def _shape(text: str) -> tuple[int, int]:
+    rows, by, width = text.partition("x")
+    if not (by and rows.isdecimal() and width.isdecimal()):
+        raise ValueError(f"--shape {text}: give tokens and width as in 50304x768")
+    return int(rows), int(width)
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in ("float32", "bfloat16", "float64"):
+        raise ValueError(f"--dtype {name}: choose float32, bfloat16 or float64")
+    return getattr(torch, name)
 
 
 def _corpus(source: str, vocabulary_size: int, documents: int | None) -> Corpus:

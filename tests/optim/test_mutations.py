@@ -31,11 +31,8 @@ MUTATIONS = {
         "sums = sharding.ColumnSums(total, held.shape[0], groups)\n",
         "sums = sharding.ColumnSums(total, held.shape[1], groups)\n",
     ),
-    "gradient not squared": ("block.to(dtype).square().sum(0)", "block.to(dtype).abs().sum(0)"),
-    "one mean for all columns": (
-        "block.to(dtype).square().sum(0)",
-        "block.to(dtype).square().sum(0).mean()",
-    ),
+    "gradient not squared": (".addcmul_(block, block)", ".add_(block.abs())"),
+    "one mean for all columns": ("return total.sum(0)\n", "return total.sum(0).mean()\n"),
     "first block of rows only summed": (
         "gradient.split(_ROWS_AT_ONCE):",
         "gradient.split(_ROWS_AT_ONCE)[:1]:",
