@@ -79,7 +79,8 @@ def test_bench_refuses_what_it_cannot_measure(option, value, message):
 
 def test_train_takes_its_options_to_the_run(text, tmp_path):
     options = ["--optimizer", "adamw", "--seed", 3, "--accumulation", 2]
-    options += ["--precision", "bfloat16", "--no-compiled"]
+    options += ["--precision", "bfloat16", "--no-compiled", "--warmup-steps", 3]
+    options += ["--evaluate-every", 2, "--evaluation-tokens", 600, "--checkpoint-every", 1]
     result = invoke("train", "--text", text, *SMALL, *options, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     run = load_run(tmp_path / "run")
@@ -88,6 +89,8 @@ def test_train_takes_its_options_to_the_run(text, tmp_path):
     assert (config.batch_size, config.accumulation) == (2, 2)
     assert (config.precision, config.compiled) == ("bfloat16", False)
     assert config.learning_rate == 1e-3  # the preset's
+    assert (config.evaluate_every, config.evaluation_tokens) == (2, 600)
+    assert (config.checkpoint_every, config.warmup_steps) == (1, 3)
     assert f"4 steps, 1,024 tokens, adamw; validation loss {run.final.validation_loss:.4f}" in (
         result.stdout
     )

@@ -89,6 +89,19 @@ def train(
         int | None, typer.Option(help="Pieces of a step's batch (more need less memory).")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of initial weights and batches.")] = 0,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="The peak; default: preset's.")
+    ] = None,
+    warmup_steps: Annotated[int | None, typer.Option(help="Of the learning rate.")] = None,
+    evaluate_every: Annotated[
+        int | None, typer.Option(help="Steps between two measurements.")
+    ] = None,
+    evaluation_tokens: Annotated[
+        int | None, typer.Option(help="Validation tokens of a measurement.")
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="Steps between two checkpoints.")
+    ] = None,
     precision: Annotated[
         Literal["float32", "bfloat16"] | None, typer.Option(help="Of the computation.")
     ] = None,
@@ -106,6 +119,11 @@ def train(
         "batch_size": batch_size,
         "accumulation": accumulation,
         "seed": seed,
+        "learning_rate": learning_rate,
+        "warmup_steps": warmup_steps,
+        "evaluate_every": evaluate_every,
+        "evaluation_tokens": evaluation_tokens,
+        "checkpoint_every": checkpoint_every,
         "precision": precision,
         "compiled": compiled,
     }
