@@ -1,5 +1,6 @@
 """The examples for adopters: each trains, couples the embeddings, and survives a checkpoint."""
 
+import copy
 import importlib.util
 import sys
 
@@ -23,7 +24,25 @@ def load(name):
 def is_coupled(optimizer, weight):
     """The embeddings have a vector as second moment, everything else what AdamW keeps."""
     expected = {id(p): p.shape[1:] if p is weight else p.shape for p in optimizer.state}
-    return expected == {id(p): s["exp_avg_sq"].shape for p, s in optimizer.state.items()}
+    return weight in optimizer.state and expected == {
+        id(p): s["exp_avg_sq"].shape for p, s in optimizer.state.items()
+    }
+
+
+def learning_rates(*optimizers):
+    return {group["lr"] for optimizer in optimizers for group in optimizer.param_groups}
+
+
+def assert_same_weights(model, other):
+    for (name, ours), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+@torch.no_grad()
+def spoil(model):
+    """So that a checkpoint that is not loaded, and a run from the start instead, are noticed."""
+    for parameter in model.parameters():
+        parameter.zero_()
 
 
 def test_hugging_face_trainer(tmp_path):
@@ -37,14 +56,14 @@ def test_hugging_face_trainer(tmp_path):
     optimizer = trainer.optimizer.optimizer  # accelerate's wrapper holds the real one
     assert isinstance(optimizer, CoupledAdamW)
     assert is_coupled(optimizer, model.get_input_embeddings().weight)
-    assert optimizer.param_groups[0]["lr"] < 6e-4  # the Trainer's schedule reached it
+    assert learning_rates(optimizer) == {0.0}  # the Trainer's schedule reached every group
 
     again, data = example.small_model_and_data()
+    spoil(again)
     trainer = example.make_trainer(again, data, tmp_path / "whole", max_steps=6, **options)
     trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     assert trainer.state.global_step == 6
-    for ours, theirs in zip(model.parameters(), again.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    assert_same_weights(model, again)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -53,8 +72,12 @@ def test_lightning(tmp_path):
     example = load("lightning_module")
 
     def fit(steps, checkpoint=None):
-        model, data = example.small_model_and_data()
-        module = example.LanguageModel(model, steps=6)
+        # Equal batches: after a checkpoint Lightning does not always go on with the next one.
+        model, data = example.small_model_and_data(sequences=12)
+        (tokens,) = data.dataset.tensors
+        tokens[4:] = tokens[:4].repeat(2, 1)
+        if checkpoint is not None:
+            spoil(model)
         trainer = lightning.Trainer(
             max_steps=steps,
             accelerator="cpu",
@@ -64,27 +87,60 @@ def test_lightning(tmp_path):
             enable_model_summary=False,
             default_root_dir=tmp_path,
         )
-        trainer.fit(module, data, ckpt_path=checkpoint)
+        trainer.fit(example.LanguageModel(model, steps=6), data, ckpt_path=checkpoint)
+        assert trainer.global_step == steps
         return trainer, model
 
     whole, model = fit(6)
-    assert isinstance(whole.optimizers[0], CoupledAdamW)
-    assert is_coupled(whole.optimizers[0], model.embedding)
+    (optimizer,) = whole.optimizers
+    assert isinstance(optimizer, CoupledAdamW)
+    assert is_coupled(optimizer, model.embedding)
+    assert learning_rates(optimizer) == {0.0}  # the schedule reached every group
     half, _ = fit(3)
     half.save_checkpoint(tmp_path / "half.ckpt")
     resumed, again = fit(6, tmp_path / "half.ckpt")
-    assert resumed.global_step == 6
     assert is_coupled(resumed.optimizers[0], again.embedding)
+    assert_same_weights(model, again)
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no torch.optim.Muon")
 def test_muon_and_coupled_adam():
-    if not hasattr(torch.optim, "Muon"):
-        pytest.skip("this torch has no torch.optim.Muon")
     example = load("muon_and_coupled_adam")
     model, tokens = example.small_model_and_data()
-    losses, (muon, coupled) = example.train(model, tokens, steps=10)
+    muon, coupled = example.make_optimizers(model)
+    losses = example.train(model, tokens, (muon, coupled), steps=10)
     assert losses[-1] < losses[0] - 0.1
     assert is_coupled(coupled, model.embedding)
     held = [p for o in (muon, coupled) for group in o.param_groups for p in group["params"]]
     assert {id(p) for p in held} == {id(p) for p in model.parameters()}
     assert len(held) == len({id(p) for p in held})
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no torch.optim.Muon")
+def test_muon_and_coupled_adam_resume_under_a_schedule():
+    example = load("muon_and_coupled_adam")
+
+    def start(checkpoint=None):
+        model, tokens = example.small_model_and_data()
+        optimizers = example.make_optimizers(model)
+        schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, 6) for o in optimizers]
+        parts = [model, *optimizers, *schedules]
+        for part, state in zip(parts, checkpoint or (), strict=checkpoint is not None):
+            part.load_state_dict(state)
+        return parts, tokens
+
+    def train(parts, tokens, steps):
+        model, *optimizers, muon_schedule, coupled_schedule = parts
+        for _ in range(steps):
+            example.train(model, tokens, optimizers, steps=1)
+            muon_schedule.step()
+            coupled_schedule.step()
+
+    whole, tokens = start()
+    train(whole, tokens, 3)
+    half = copy.deepcopy([part.state_dict() for part in whole])
+    resumed, _ = start(half)
+    train(whole, tokens, 3)
+    train(resumed, tokens, 3)
+    assert learning_rates(*resumed[1:3]) == {0.0}
+    assert_same_weights(whole[0], resumed[0])
