@@ -2,11 +2,14 @@
 
 import copy
 import importlib.util
+import os
+import subprocess
 import sys
 
 import notebooks
 import pytest
 import torch
+from torch import nn
 
 from coupled_adam import CoupledAdamW
 
@@ -144,3 +147,59 @@ def test_muon_and_coupled_adam_resume_under_a_schedule():
     train(resumed, tokens, 3)
     assert learning_rates(*resumed[1:3]) == {0.0}
     assert_same_weights(whole[0], resumed[0])
+
+
+def torchrun(processes, script, *arguments):
+    """Run a script on several processes of this machine; fails with what they said."""
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": loopback, "OMP_NUM_THREADS": "1"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", processes, script, *arguments]
+    agent = subprocess.Popen(
+        list(map(str, command)),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        said, _ = agent.communicate(timeout=300)
+    finally:
+        agent.terminate()  # and with it what it started; nothing if all is done
+        agent.wait()
+    assert agent.returncode == 0, said[-3000:]
+    return said
+
+
+@pytest.mark.skipif(
+    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
+    reason="this build of torch has no gloo",
+)
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # on one process it is
+def test_fsdp2_torchrun(tmp_path):
+    """Two processes, then three from their checkpoint, against one that shards nothing."""
+    example = load("fsdp2_torchrun")
+    alone = example.small_model()
+    optimizer = example.make_optimizer(alone)
+    for processes, steps in ((2, range(4)), (3, range(4, 8))):
+        said = torchrun(processes, EXAMPLES / "fsdp2_torchrun.py", tmp_path)
+        assert f"{processes} processes trained from step {steps.start} to {steps.stop}" in said
+        for number in steps:
+            tokens = example.batch(number)
+            alone(tokens[:, :-1], tokens[:, 1:]).backward()
+            assert nn.utils.clip_grad_norm_(alone.parameters(), 1.0) > 1.5  # clipped indeed
+            optimizer.step()
+            optimizer.zero_grad()
+
+        # What they saved, resumed here on one process without FSDP2.
+        model = example.small_model()
+        resumed = example.make_optimizer(model)
+        example.resume(tmp_path / str(steps.stop), model, resumed)
+        assert is_coupled(resumed, model.embedding)
+        for (name, ours), theirs in zip(alone.named_parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-6, msg=name)
+            for key, value in optimizer.state[ours].items():
+                torch.testing.assert_close(
+                    resumed.state[theirs][key], value, rtol=1e-4, atol=1e-6, msg=f"{name} {key}"
+                )
