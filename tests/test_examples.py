@@ -3,10 +3,15 @@
 import copy
 import importlib.util
 import os
+import pickle
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import notebooks
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -203,3 +208,148 @@ def test_fsdp2_torchrun(tmp_path):
                 torch.testing.assert_close(
                     resumed.state[theirs][key], value, rtol=1e-4, atol=1e-6, msg=f"{name} {key}"
                 )
+
+
+# nanoGPT. Its code is not here: what the diff takes away and what it adds both run in a stand-in.
+
+
+class NanoGPT(nn.Module):
+    """The names of nanoGPT's parameters, and its two groups for AdamW."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        block = {"ln_1": nn.LayerNorm(32, bias=False), "c_fc": nn.Linear(32, 32, bias=False)}
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(97, 32),
+                "wpe": nn.Embedding(16, 32),
+                "h": nn.ModuleList([nn.ModuleDict(block)]),
+                "ln_f": nn.LayerNorm(32, bias=False),
+            }
+        )
+        self.lm_head = nn.Linear(32, 97, bias=False)
+        self.transformer.wte.weight = self.lm_head.weight
+
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
+        matrices = [p for p in self.parameters() if p.dim() == 2]
+        vectors = [p for p in self.parameters() if p.dim() == 1]
+        groups = [
+            {"params": matrices, "weight_decay": weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas)
+
+    def forward(self, tokens, targets):
+        x = self.transformer.wte(tokens) + self.transformer.wpe.weight
+        for block in self.transformer.h:
+            x = x + block.c_fc(block.ln_1(x))
+        logits = self.lm_head(self.transformer.ln_f(x))
+        return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def side_of_the_diff(sign):
+    """The lines that the hunks show: before the change for "-", after it for "+"."""
+    _, *hunks = re.split(r"^@@ .*\n", (EXAMPLES / "nanogpt.diff").read_text(), flags=re.MULTILINE)
+    lines = [line for hunk in hunks for line in hunk.splitlines(keepends=True)]
+    return "".join(line[1:] for line in lines if line[0] in (" ", sign))
+
+
+def nanogpt(sign, steps, checkpoint=None):
+    """Train from the start or from a checkpoint with one side of the diff."""
+    model = NanoGPT()
+    names = {"model": model, "weight_decay": 0.1, "learning_rate": 6e-4, "beta1": 0.9}
+    names |= {"beta2": 0.95, "device_type": "cpu", "init_from": "scratch", "checkpoint": checkpoint}
+    if checkpoint is not None:
+        model.load_state_dict(checkpoint["model"])
+        names["init_from"] = "resume"
+    exec(compile(side_of_the_diff(sign), "nanogpt.diff", "exec"), names)
+    optimizer = names["optimizer"]
+    for number in steps:
+        generator = torch.Generator().manual_seed(number)
+        tokens = torch.randint(97, (8, 17), generator=generator)
+        model(tokens[:, :-1], tokens[:, 1:]).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return model, optimizer
+
+
+def through_a_file(path, model, optimizer):
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
+    return torch.load(path)
+
+
+def test_nanogpt_resumes(tmp_path):
+    model, optimizer = nanogpt("+", range(6))
+    assert is_coupled(optimizer, model.transformer.wte.weight)
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(map(id, held)) == sorted(map(id, model.parameters()))
+
+    half = through_a_file(tmp_path / "ckpt.pt", *nanogpt("+", range(3)))
+    again, resumed = nanogpt("+", range(3, 6), half)
+    assert is_coupled(resumed, again.transformer.wte.weight)
+    assert_same_weights(model, again)
+
+
+def test_nanogpt_goes_on_from_a_checkpoint_of_adamw(tmp_path):
+    model, adamw = nanogpt("-", range(3))
+    assert type(adamw) is torch.optim.AdamW
+    half = through_a_file(tmp_path / "ckpt.pt", model, adamw)
+    again, optimizer = nanogpt("+", (), half)
+    assert learning_rates(optimizer) == {6e-4}
+    for (name, ours), theirs in zip(model.named_parameters(), again.parameters(), strict=True):
+        old, new = adamw.state[ours], optimizer.state[theirs]
+        coupled = theirs is again.transformer.wte.weight
+        expected = old["exp_avg_sq"].mean(0) if coupled else old["exp_avg_sq"]
+        assert torch.equal(new["exp_avg_sq"], expected), name
+        assert torch.equal(new["exp_avg"], old["exp_avg"]) and new["step"] == old["step"], name
+
+    again, optimizer = nanogpt("+", range(3, 6), half)
+    assert is_coupled(optimizer, again.transformer.wte.weight)
+    # From there as the run that never changed, but not in the very same steps.
+    unchanged, _ = nanogpt("-", range(3, 6), half)
+    difference = (again.transformer.wte.weight - unchanged.transformer.wte.weight).detach()
+    assert 1e-4 < difference.square().mean().sqrt() < 3 * 6e-4
+
+
+@pytest.mark.skipif(
+    "NANOGPT" not in os.environ, reason="NANOGPT names no folder with a checkout of nanoGPT"
+)
+def test_nanogpt_itself(tmp_path):
+    """The diff applies to a checkout, trains, and resumes from its own and from AdamW's file."""
+    for name in ("model.py", "train.py", "configurator.py"):
+        shutil.copy(Path(os.environ["NANOGPT"]) / name, tmp_path / name)
+    folder = tmp_path / "data" / "random"
+    folder.mkdir(parents=True)
+    (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 97}))
+    for split in ("train", "val"):
+        np.random.default_rng(0).integers(97, size=4096).astype(np.uint16).tofile(
+            folder / f"{split}.bin"
+        )
+
+    def train(last, out, init_from="scratch"):
+        options = {
+            "dataset": "random", "out_dir": out, "init_from": init_from, "max_iters": last,
+            "eval_interval": 4, "eval_iters": 1, "lr_decay_iters": 8, "warmup_iters": 2,
+            "batch_size": 4, "block_size": 16, "gradient_accumulation_steps": 2,
+            "n_layer": 1, "n_head": 2, "n_embd": 32,
+            "device": "cpu", "dtype": "float32", "compile": False,
+        }  # fmt: skip
+        command = [sys.executable, "train.py", *(f"--{k}={v}" for k, v in options.items())]
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        checkpoint = torch.load(tmp_path / out / "ckpt.pt")
+        embeddings = checkpoint["optimizer"]["state"][0]
+        assert checkpoint["iter_num"] == embeddings["step"] == last
+        return embeddings["exp_avg_sq"].dim()
+
+    assert train(4, "adamw") == 2
+    subprocess.run(
+        ["git", "apply", EXAMPLES / "nanogpt.diff"],
+        cwd=tmp_path,
+        env={**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)},
+        check=True,
+    )
+    assert train(4, "coupled") == 1
+    assert train(8, "coupled", "resume") == 1
+    assert train(8, "adamw", "resume") == 1
