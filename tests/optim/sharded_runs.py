@@ -473,6 +473,11 @@ def refusals(case: Case, world: int, folder: Path) -> dict[str, Any]:
             DTensor.from_local(whole, mesh, [Replicate()]),
         ),
         "DTensor of three dimensions": ({}, DTensor.from_local(whole[None], mesh, [Replicate()])),
+        "derivative of a DTensor": (
+            {"differentiable": True},
+            DTensor.from_local(whole, mesh, [Replicate()]),
+        ),
+        "derivative of a shard": ({"differentiable": True, "process_group": everyone}, whole),
         "group is None": ({"process_group": None}, whole),
         "group of others": ({"process_group": others}, whole),
     }

@@ -173,6 +173,8 @@ REFUSALS = {
     "partial": r"P(artial)?\(sum\): its values are sums that have not been taken yet",
     "group for DTensor": "knows by itself where its rows are",
     "DTensor of three dimensions": "needs a matrix",
+    "derivative of a DTensor": "spread over processes; the sum over them has no derivative",
+    "derivative of a shard": "spread over processes; the sum over them has no derivative",
     "group is None": "process_group=None is no process group .* call .*init_process_group first",
     "group of others": "is no process group of this process",
     "plain state": "load the state with set_optimizer_state_dict",
