@@ -98,7 +98,7 @@ def trained(rank, config, corpus, folder=None, interrupt_at=None):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, 4])
 def test_two_processes_make_the_run_of_one(together, corpus, optimizer, accumulation):
     config = make_config(optimizer, accumulation=accumulation)
     whole = []
@@ -150,38 +150,46 @@ def test_more_processes_than_windows_to_validate_with(together, corpus):
         pd.testing.assert_frame_equal(pd.DataFrame(metrics), alone.metrics, rtol=1e-5, atol=1e-6)
 
 
+STEPS = 60
 UNDER_TORCHRUN = """
 import os
 import sys
+import time
 from pathlib import Path
 
 from coupled_adam.cli import _processes
 from coupled_adam.text.corpus import open_corpus
 from coupled_adam.training import train
-from test_training_processes import make_config
+from test_training_processes import STEPS, make_config
 
 if __name__ == "__main__":
-    Path(sys.argv[5], os.environ["RANK"]).write_text(str(os.getpid()))
+    Path(sys.argv[4], os.environ["RANK"]).write_text(str(os.getpid()))
     with _processes("cpu") as device:
-        config = make_config(steps=int(sys.argv[4]), checkpoint_every=7, evaluate_every=200)
-        train(config, open_corpus(Path(sys.argv[1]), sys.argv[2]), sys.argv[3], device=device)
+        train(
+            make_config(steps=STEPS, checkpoint_every=7),
+            open_corpus(Path(sys.argv[1]), sys.argv[2]),
+            sys.argv[3],
+            device=device,
+            observe=lambda step: time.sleep(0.1 if step.number > 20 else 0),  # to be killed
+            progress=False,
+        )
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
 def test_a_run_that_is_killed_under_torchrun_goes_on(together, corpus, tmp_path):
     """Torchrun first: its workers train on alone, so nobody else may until they are killed too."""
-    steps, folder, pids = 600, tmp_path / "run", tmp_path / "pids"
-    config = make_config(steps=steps, checkpoint_every=7, evaluate_every=200)
+    folder, pids = tmp_path / "run", tmp_path / "pids"
+    config = make_config(steps=STEPS, checkpoint_every=7)
     pids.mkdir()
     (tmp_path / "script.py").write_text(UNDER_TORCHRUN)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += map(str, [tmp_path / "script.py", corpus.folder, corpus.name, folder, steps, pids])
+    command += map(str, [tmp_path / "script.py", corpus.folder, corpus.name, folder, pids])
     paths = (Path(__file__).parent, Path(training.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
     with subprocess.Popen(command, env=environment) as torchrun:
         try:
-            while torchrun.poll() is None and steps_in(folder) < 30:
+            while torchrun.poll() is None and steps_in(folder) < 25:
                 time.sleep(0.005)
             torchrun.kill()
             torchrun.wait()
@@ -197,9 +205,9 @@ def test_a_run_that_is_killed_under_torchrun_goes_on(together, corpus, tmp_path)
     os.close(free_again)
     whole = load_run(folder).metrics.step.tolist()
     assert whole == list(range(len(whole)))
-    assert 0 < len(whole) < steps
+    assert 0 < len(whole) < STEPS
     results = together(trained, config, corpus, folder)
-    assert [len(seen) for *_, seen in results] == [steps + 1 - len(whole)] * PROCESSES
+    assert [len(seen) for *_, seen in results] == [STEPS + 1 - len(whole)] * PROCESSES
     together(trained, config, corpus, tmp_path / "unkilled")
     killed, unkilled = (load_run(where) for where in (folder, tmp_path / "unkilled"))
     assert_same_run(killed, unkilled)
@@ -214,6 +222,19 @@ def refusal(rank, config, corpus):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(together, corpus):
-    config = make_config(batch_size=6, accumulation=2)
+    config = make_config(batch_size=5)
     for message in together(refusal, config, corpus):
-        assert "a batch of 6 sequences cannot be shared equally among 2 processes in 2" in message
+        assert "a batch of 5 sequences cannot be shared equally among 2 processes" in message
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation", "processes", "pieces"),
+    [(96, 8, 1, 8), (96, 8, 2, 4), (96, 8, 8, 1), (96, 2, 8, 1), (96, 8, 3, 4), (6, 6, 2, 3)],
+)
+def test_the_processes_share_the_pieces(monkeypatch, batch_size, accumulation, processes, pieces):
+    """So that what fits into the memory of one GPU does not fail on many, and stays large."""
+    monkeypatch.setattr(training._Processes, "present", staticmethod(lambda: (0, processes)))
+    config = make_config(batch_size=batch_size, accumulation=accumulation)
+    shared = training._Processes(config)
+    assert shared.pieces == pieces
+    assert batch_size / processes / pieces <= batch_size / accumulation

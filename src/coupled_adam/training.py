@@ -73,7 +73,7 @@ class TrainingConfig:
         evaluation_tokens: about how many validation tokens are used for one measurement.
         checkpoint_every: steps between two checkpoints.
         accumulation: pieces that a step's batch is computed in, one after another, to save memory;
-            the gradient is that of the whole batch.
+            the gradient is that of the whole batch. Several processes share the pieces.
         precision: "float32", or "bfloat16" to compute forward pass and loss under autocast;
             weights and optimizer state are float32 in both cases.
         compiled: compile the model with ``torch.compile``.
@@ -310,15 +310,15 @@ def train(
                 optimizer.zero_grad()
             tokens, targets = upcoming
             pieces = zip(
-                tokens.chunk(config.accumulation), targets.chunk(config.accumulation), strict=True
+                tokens.chunk(processes.pieces), targets.chunk(processes.pieces), strict=True
             )
             loss, hidden = torch.zeros((), device=device), []
             for number, piece in enumerate(pieces, start=1):
-                with processes.reduction(trained, number == config.accumulation):
+                with processes.reduction(trained, number == processes.pieces):
                     with _precision(config, device):
                         part, states = trained(*piece)
-                    (part / config.accumulation).backward()
-                loss += part.detach() / config.accumulation
+                    (part / processes.pieces).backward()
+                loss += part.detach() / processes.pieces
                 if observe is not None:
                     hidden.append(states)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
@@ -372,12 +372,15 @@ class _Processes:
 
     def __init__(self, config: TrainingConfig) -> None:
         self.rank, self.count = self.present()
-        if config.batch_size % (self.count * config.accumulation):
+        if config.batch_size % self.count:
             raise ValueError(
                 f"a batch of {config.batch_size} sequences cannot be shared equally among "
-                f"{self.count} processes in {config.accumulation} pieces each: choose batch_size "
-                "as a multiple of processes times accumulation"
+                f"{self.count} processes: choose batch_size as a multiple of their number"
             )
+        share = config.batch_size // self.count
+        # Equal pieces, of at most the size that one process alone would compute at once.
+        fewest = math.ceil(config.accumulation / self.count)
+        self.pieces = next(pieces for pieces in range(fewest, share + 1) if share % pieces == 0)
 
     @staticmethod
     def present() -> tuple[int, int]:
@@ -493,7 +496,7 @@ def _validation_loss(
     length, device = config.model.context, str(model.embedding.device)
     count = max(1, min(config.evaluation_tokens, len(corpus.validation) - 1) // length)
     starts = np.linspace(0, len(corpus.validation) - length - 1, count).astype(np.int64)
-    at_once = config.batch_size // (config.accumulation * processes.count)
+    at_once = config.batch_size // (processes.pieces * processes.count)
     total = torch.zeros((), dtype=torch.float64, device=device)
     mine = starts[processes.rank :: processes.count]  # none, if there are fewer than processes
     for some in np.array_split(mine, math.ceil(len(mine) / at_once)) if len(mine) else ():
