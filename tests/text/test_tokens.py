@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coupled_adam.text import END_OF_TEXT, Corpus, TextError, load, tokens
-from coupled_adam.text.tokens import encoded, route, split_documents, survey, train_bpe
+from coupled_adam.text.tokens import (
+    encoded,
+    route,
+    sample_size,
+    split_documents,
+    survey,
+    train_bpe,
+)
 
 # Encoding and decoding
 
@@ -186,14 +193,17 @@ def test_a_document_of_one_line_is_cut_at_a_space():
 @given(st.integers(1, 300), st.integers(1, 50))
 def test_the_sample_is_bounded_and_spread_over_the_text(count, bound):
     stream = (p for i in range(count) for p in (f"{i:>10}", None))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokens, "SAMPLE", 10 * bound)
-        lengths, sample = survey(stream)
+    lengths, sample = survey(stream, 10 * bound)
     assert lengths == [10] * count
     assert len(sample) <= bound
     assert len(sample) > min(count, bound) // 2 - 1
     steps = np.diff([int(passage) for passage in sample])
     assert len(set(steps)) <= 1
+
+
+def test_a_large_vocabulary_is_sought_in_more_text():
+    assert sample_size(4096) == sample_size(8000) == 8_000_000
+    assert sample_size(50_257) == 50_257_000
 
 
 def test_batches_keep_the_order(text, monkeypatch):

@@ -22,10 +22,10 @@ from coupled_adam.text import cache as token_cache
 from coupled_adam.text.corpus import END_OF_TEXT, Corpus, TextError, open_corpus
 from coupled_adam.text.tokens import (
     PASSAGE,
-    SAMPLE,
     SPLIT,
     Passages,
     checked_vocabulary_size,
+    sample_size,
     write_text,
 )
 
@@ -187,7 +187,11 @@ def _says_something(line: str) -> bool:
 
 
 def _recipe(vocabulary_size: int) -> dict:
-    return {"vocabulary_size": vocabulary_size, "sample": SAMPLE, "split": SPLIT}
+    return {
+        "vocabulary_size": vocabulary_size,
+        "sample": sample_size(vocabulary_size),
+        "split": SPLIT,
+    }
 
 
 def _text_files(path: Path) -> list[Path]:
