@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from coupled_adam import cli, experiments, training
+from coupled_adam import cli, experiments, presets, training
 from coupled_adam.training import load_run
 
 SMALL = ["--vocabulary-size", "300", "--steps", "4", "--batch-size", "2", "--device", "cpu"]
@@ -197,6 +197,22 @@ def test_the_recorded_command_asks_for_the_recorded_run(
     monkeypatch.setattr(cli, "train_run", no_training)
     assert "seen enough" in invoke(*words).stderr
     assert asked == [config]
+
+
+def test_the_commands_of_the_presets_work_in_small(text, tmp_path, monkeypatch):
+    """The same lines with a model and a text that any machine can do, run one after another."""
+    monkeypatch.chdir(tmp_path)
+    lines = presets.commands("gpt2-124m", "coupled", 1, str(text))
+    small = [*SMALL, "--preset", "small"]
+    given = {"prepare": SMALL[:2], "train": small, "evaluate": [], "export": []}
+    for name, options in given.items():
+        program, *words = shlex.split(lines[name])
+        assert program == "coupled-adam"
+        result = invoke(*words, *options)
+        assert result.exit_code == 0, result.output
+    assert experiments.read_record("gpt2-124m-coupled-1.json").config.seed == 1
+    assert (tmp_path / "hf" / "gpt2-124m-coupled-1" / "config.json").exists()
+    assert "pretrained=hf/gpt2-124m-coupled-1 " in lines["lm_eval"]
 
 
 def test_a_run_that_no_option_makes_has_no_command(text, tmp_path):

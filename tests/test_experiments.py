@@ -418,6 +418,40 @@ def test_a_file_that_is_no_json_is_named(tmp_path):
         experiments.recorded_runs(tmp_path)
 
 
+def test_what_is_outstanding_is_what_no_record_holds(written):
+    folder, content = written.parent, json.loads(written.read_text())
+    everything = experiments.outstanding(folder, "a.txt")  # 144 tokens: none of those wanted
+    assert len(everything) == len(experiments.WANTED) + 2
+    assert "--text a.txt --preset gpt2-124m --optimizer adamw --seed 1" in everything.command[0]
+    content["config"] |= {"optimizer": "coupled", "seed": 1}
+    content["config"]["model"]["layers"] = 24
+    for tokens, gone in ((98_304_000 - 1, set()), (98_304_000, {"gpt2-355m, coupled, seed 1"})):
+        content["final"]["tokens"] = tokens
+        (folder / "full.json").write_text(json.dumps(content))
+        left = set(experiments.outstanding(folder, "a.txt").what)
+        assert left == set(everything.what) - {f"tiny test, {name}" for name in gone}
+
+
+def test_a_benchmark_is_outstanding_until_it_was_made_on_a_gpu(tmp_path):
+    def left():
+        return [what for what in experiments.outstanding(tmp_path).what if "tiny" not in what]
+
+    for name, column in (("step", "candidate"), ("speed", "tokens_per_second")):
+        results = {"environment": {"device": "cpu (x)"}, "results": [{column: 1}]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(results))
+    assert left() == ["time of the optimizer's step", "throughput beside nanoGPT"]
+    results["environment"]["device"] = "cuda (some GPU)"
+    (tmp_path / "speed.json").write_text(json.dumps(results))
+    assert left() == ["time of the optimizer's step"]
+
+
+def test_when_nothing_is_outstanding_the_table_is_empty(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "WANTED", ())
+    monkeypatch.setattr(experiments, "_BENCHMARKS", {})
+    assert list(experiments.outstanding(tmp_path)) == ["what", "command"]
+    assert experiments.outstanding(tmp_path).empty
+
+
 def test_every_record_that_comes_with_the_library_is_whole():
     for record in experiments.recorded_runs():
         assert record.metrics["step"].iloc[0] == 0

@@ -22,6 +22,7 @@ from coupled_adam import evaluation
 from coupled_adam.benchmark import commit
 from coupled_adam.evaluation import Drift, Evaluation
 from coupled_adam.gpt import GPT, GPTConfig
+from coupled_adam.presets import BATCH_SIZE, CONTEXT, PRESETS, commands
 from coupled_adam.text import Corpus
 from coupled_adam.training import (
     CONFIG_FILE,
@@ -35,6 +36,29 @@ from coupled_adam.training import (
 
 RECORDS = Path(__file__).parent / "data"
 _KIND = "training run"
+
+# The runs at the size of GPT-2 that the book wants: preset, optimizer, seed. The paper's seeds.
+WANTED = tuple(
+    (preset, optimizer, seed)
+    for preset in PRESETS
+    for seed in ((1, 2, 3) if preset == "gpt2-124m" else (1,))
+    for optimizer in ("adamw", "coupled")
+)
+_WANTED_TOKENS = 1000 * BATCH_SIZE * CONTEXT  # the paper's tiny test
+
+# Benchmarks that want a GPU: a column by which their results are known, and the command.
+_BENCHMARKS = {
+    "time of the optimizer's step": (
+        "candidate",
+        "coupled-adam bench --device cuda --shape 50304x768 --shape 50304x1600 "
+        "--dtype float32 --dtype bfloat16 --out step.json",
+    ),
+    "throughput beside nanoGPT": (
+        "tokens_per_second",
+        "python benchmarks/against_nanogpt.py --nanogpt nanoGPT --device cuda "
+        "--out throughput.json",
+    ),
+}
 
 
 def small_config(corpus: Corpus, **changes: object) -> TrainingConfig:
@@ -510,3 +534,44 @@ def _claims_to_be(path: Path) -> bool:
 def _by_size(record: Record) -> tuple[Any, ...]:
     model, config = record.config.model, record.config
     return model.layers * model.width**2, config.optimizer, config.seed, record.name
+
+
+def outstanding(folder: str | Path = RECORDS, text: str = "openwebtext") -> pd.DataFrame:
+    """What is wanted at the size of GPT-2, needs a GPU, and is not among the recorded results.
+
+    That is the paper's tiny test in the presets of ``presets``, the benchmark of the optimizer's
+    step, and the throughput of training beside nanoGPT.
+
+    Args:
+        folder: where recorded results lie; by default those that come with the library.
+        text: what to train on, as the command line takes it.
+
+    Returns:
+        One row each: ``what``, and the ``command`` that makes it.
+
+    Raises:
+        ValueError: if a file says that it is a record of a run and is damaged.
+    """
+    done = {
+        (record.config.model.layers, record.config.optimizer, record.config.seed)
+        for record in recorded_runs(folder)
+        if record.final["tokens"] >= _WANTED_TOKENS
+    }
+    rows = {
+        f"tiny test, {preset}, {optimizer}, seed {seed}": commands(preset, optimizer, seed, text)
+        for preset, optimizer, seed in WANTED
+        if (PRESETS[preset].layers, optimizer, seed) not in done
+    }
+    rows = {what: lines["train"] for what, lines in rows.items()}
+    measured = _columns_measured_on_a_gpu(Path(folder))
+    rows |= {what: line for what, (column, line) in _BENCHMARKS.items() if column not in measured}
+    return pd.DataFrame(rows.items(), columns=["what", "command"])
+
+
+def _columns_measured_on_a_gpu(folder: Path) -> set[str]:
+    columns: set[str] = set()
+    for path in folder.glob("*.json"):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if "results" in found and found["environment"]["device"].startswith("cuda"):
+            columns |= set(found["results"][0])
+    return columns
