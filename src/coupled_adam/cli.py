@@ -190,7 +190,8 @@ def evaluate(
 def _show_evaluation(measured: evaluation.Evaluation) -> None:
     options = ("display.width", 200, "display.max_columns", None)
     with pd.option_context(*options):
-        typer.echo(pd.Series(measured.row).to_string(float_format="{:.4f}".format))
+        row = pd.Series(measured.row, dtype=object)  # or whole numbers would get decimals
+        typer.echo(row.to_string(float_format="{:.4f}".format))
         for table in (measured.by_frequency, measured.word_pairs):
             typer.echo("\n" + table.to_string(index=False, float_format="{:.4g}".format))
     if measured.drift is not None:
