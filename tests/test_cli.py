@@ -81,7 +81,8 @@ def test_bench_refuses_what_it_cannot_measure(option, value, message):
 
 def test_train_takes_its_options_to_the_run(text, tmp_path):
     options = ["--optimizer", "adamw", "--seed", 3, "--accumulation", 2]
-    options += ["--precision", "bfloat16", "--no-compiled"]
+    options += ["--precision", "bfloat16", "--no-compiled", "--warmup-steps", 3]
+    options += ["--evaluate-every", 2, "--evaluation-tokens", 600, "--checkpoint-every", 1]
     result = invoke("train", "--text", text, *SMALL, *options, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     run = load_run(tmp_path / "run")
@@ -90,6 +91,8 @@ def test_train_takes_its_options_to_the_run(text, tmp_path):
     assert (config.batch_size, config.accumulation) == (2, 2)
     assert (config.precision, config.compiled) == ("bfloat16", False)
     assert config.learning_rate == 1e-3  # the preset's
+    assert (config.evaluate_every, config.evaluation_tokens) == (2, 600)
+    assert (config.checkpoint_every, config.warmup_steps) == (1, 3)
     assert f"4 steps, 1,024 tokens, adamw; validation loss {run.final.validation_loss:.4f}" in (
         result.stdout
     )
@@ -176,7 +179,7 @@ def test_the_recorded_command_asks_for_the_recorded_run(
     """For a run that only a GPU can make: the command is read as the command line reads it."""
     corpus = cli._corpus(str(text), 300, None)
     changes = {"optimizer": "adamw", "seed": 2, "batch_size": 8}
-    changes |= {"accumulation": 4, "compiled": False}
+    changes |= {"accumulation": 4, "compiled": False, "warmup_steps": 7, "learning_rate": 1e-3}
     config = cli._config(preset, corpus, changes)
     described = {"environment": {"device": "cuda:0 (some GPU)", "processes": processes}}
     (tmp_path / "config.json").write_text(json.dumps(described))

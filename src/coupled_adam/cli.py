@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shlex
@@ -28,18 +29,6 @@ from coupled_adam.training import train as train_run
 
 SMALL = "small"
 SMALL_VOCABULARY, GPT2_VOCABULARY = 4096, 50_257
-_SETTABLE = (  # fields of TrainingConfig that train has an option for
-    "optimizer",
-    "steps",
-    "batch_size",
-    "accumulation",
-    "seed",
-    "precision",
-    "compiled",
-    "evaluate_every",
-    "evaluation_tokens",
-    "checkpoint_every",
-)
 
 app = typer.Typer(
     help="Train small and not so small GPTs with Adam, Coupled Adam or SGD on the embeddings.",
@@ -108,19 +97,23 @@ def train(
         int | None, typer.Option(help="Pieces of a step's batch (more need less memory).")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of initial weights and batches.")] = 0,
-    precision: Annotated[
-        Literal["float32", "bfloat16"] | None, typer.Option(help="Of the computation.")
+    learning_rate: Annotated[
+        float | None, typer.Option(help="The peak; default: preset's.")
     ] = None,
-    compiled: Annotated[bool | None, typer.Option(help="Use torch.compile.")] = None,
+    warmup_steps: Annotated[int | None, typer.Option(help="Of the learning rate.")] = None,
     evaluate_every: Annotated[
-        int | None, typer.Option(help="Steps between two measurements on the validation text.")
+        int | None, typer.Option(help="Steps between two measurements.")
     ] = None,
     evaluation_tokens: Annotated[
-        int | None, typer.Option(help="About how many validation tokens one takes.")
+        int | None, typer.Option(help="Validation tokens of a measurement.")
     ] = None,
     checkpoint_every: Annotated[
         int | None, typer.Option(help="Steps between two checkpoints.")
     ] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16"] | None, typer.Option(help="Of the computation.")
+    ] = None,
+    compiled: Annotated[bool | None, typer.Option(help="Use torch.compile.")] = None,
     vocabulary_size: VocabularyOption = None,
     documents: DocumentsOption = None,
     device: DeviceOption = None,
@@ -132,11 +125,13 @@ def train(
         "batch_size": batch_size,
         "accumulation": accumulation,
         "seed": seed,
-        "precision": precision,
-        "compiled": compiled,
+        "learning_rate": learning_rate,
+        "warmup_steps": warmup_steps,
         "evaluate_every": evaluate_every,
         "evaluation_tokens": evaluation_tokens,
         "checkpoint_every": checkpoint_every,
+        "precision": precision,
+        "compiled": compiled,
     }
     given = {name: value for name, value in changes.items() if value is not None}
     with _errors_in_one_line(), _processes(device) as here:
@@ -291,6 +286,7 @@ def _train_command(
     run_folder: Path, config: TrainingConfig, source: str, documents: int | None, corpus: Corpus
 ) -> str | None:
     """The command that repeats a run; None if its settings have no options."""
+    settable = inspect.signature(train).parameters
     for preset in (SMALL, *PRESETS):
         plain = _config(preset, corpus, {})
         different = {
@@ -298,7 +294,7 @@ def _train_command(
             for f in fields(config)
             if (value := getattr(config, f.name)) != getattr(plain, f.name)
         }
-        if replace(plain, **{k: v for k, v in different.items() if k in _SETTABLE}) == config:
+        if replace(plain, **{k: v for k, v in different.items() if k in settable}) == config:
             break
     else:
         return None

@@ -1,17 +1,23 @@
 """The tests' own test: each line that matters, once broken, is noticed.
 
-The optimizer's source is changed in one place, executed as a module of its own, and put through a
-few quick checks; at least one of them has to fail.
+The source of the optimizer, of its C or of its Triton kernels is changed in one place, executed as
+a module of its own, and put through a few quick checks; at least one of them has to fail. What is
+broken between processes is in sharded_runs.py.
 """
 
+import importlib.util
 import inspect
 import sys
 import types
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from backends import BACKENDS, interpreted
 
-from coupled_adam.optim import coupled_adamw
+from coupled_adam import CoupledAdamW
+from coupled_adam.optim import coupled_adamw, native
 from coupled_adam.optim.reference import coupled_adamw_reference
 
 SOURCE = inspect.getsource(coupled_adamw)
@@ -26,7 +32,10 @@ MUTATIONS = {
         'if not group["coupled"]:\n                self._plain_step(group)',
         "if True:\n                self._plain_step(group)",
     ),
-    "sum instead of mean": ("swept.sums.mean()", "swept.sums.total"),
+    "sum instead of mean": (
+        "second_moment.lerp_(swept.sums.mean(),",
+        "second_moment.lerp_(swept.sums.total,",
+    ),
     "mean over the wrong number of rows": (
         "sums = sharding.ColumnSums(total, held.shape[0], groups)\n",
         "sums = sharding.ColumnSums(total, held.shape[1], groups)\n",
@@ -38,34 +47,41 @@ MUTATIONS = {
         "gradient.split(_ROWS_AT_ONCE)[:1]:",
     ),
     "no bias correction of the second moment": (
-        "(second_moment / (1 - beta2**step)).sqrt_()",
-        "second_moment.sqrt()",
+        "corrected = second_moment / _bias_correction(beta2, number)",
+        "corrected = second_moment",
     ),
-    "no bias correction of the first moment": ("size = -lr / (1 - beta1**step)", "size = -lr"),
-    "step not counted": ('        state["step"] += 1\n        step =', "        step = 1 +"),
+    "no bias correction of the first moment": ("(-lr / _bias_correction(beta1, number))", "-lr"),
+    "bias correction of the wrong sign in a graph": ("return -torch.expm1(", "return torch.expm1("),
+    "step not counted": (
+        '        state["step"] += 1\n        first_moment, second_moment',
+        "        first_moment, second_moment",
+    ),
     "betas exchanged": (
         "second_moment.lerp_(swept.sums.mean(), 1 - beta2)",
         "second_moment.lerp_(swept.sums.mean(), 1 - beta1)",
     ),
     "epsilon inside the root": (
-        '.sqrt_().add_(group["eps"])\n',
-        '.add_(group["eps"]).sqrt_()\n',
+        'corrected.sqrt() + group["eps"]',
+        '(corrected + group["eps"]).sqrt()',
     ),
-    "no weight decay": ("if weight_decay != 0:", "if False:"),
-    "weight decay of the wrong sign": ("alpha=-lr * weight_decay)", "alpha=lr * weight_decay)"),
-    "maximize ignored": ('g = -g if group["maximize"] else g\n', "pass\n"),
+    "no weight decay": ("elif decay != 0:", "elif False:"),
+    "weight decay of the wrong sign": (
+        'return factor, -lr * group["weight_decay"]',
+        'return factor, lr * group["weight_decay"]',
+    ),
+    "maximize ignored": ("g = -g if maximize else g\n", "pass\n"),
     "first block of rows only updated": (
         "in zip(*blocks, strict=True):",
         "in list(zip(*blocks, strict=True))[:1]:",
     ),
     "amsgrad ignored": (
-        "            second_moment = largest\n        denominator",
-        "            pass\n        denominator",
+        "            second_moment = largest\n        factor",
+        "            pass\n        factor",
     ),
     "first moment of absent rows lost": ("first_moment[swept.rows] = touched", "pass"),
     "sparse gradient made dense": (
-        "weight[swept.rows] = moved",
-        "weight.addcdiv_(first_moment, denominator, value=size)",
+        "weight[swept.rows] = weight[swept.rows].addcmul_(touched, factor)",
+        "weight.addcmul_(first_moment, factor)",
     ),
     "checkpoint's second moment not converted": (
         'if key in source and (group["coupled"]',
@@ -75,6 +91,30 @@ MUTATIONS = {
         "sharding.column_zeros(parameter, state_dtype(parameter))",
         "sharding.column_zeros(parameter, parameter.dtype)",
     ),
+}
+
+
+C_MUTATIONS = {
+    "a stream of rows left out": ("(y * y + z * z)", "y * y"),
+    "gradient not squared": ("float w = load(a[k])", "float w = 1"),
+    "partial sums not added up": ("total[k] += part[k]", "total[k] = part[k]"),
+    "partial sums not begun anew": ("memset(part, 0, columns * sizeof *part);", ""),
+    "last rows not summed": ("for (int64_t row = STREAMS * each;", "for (int64_t row = rows;"),
+    "first moment not kept": ("m[k] = store(moment);", ""),
+    "weight of the gradient ignored": ("moment += weight * (", "moment += ("),
+    "sign ignored": ("sign * load(g[k])", "load(g[k])"),
+    "decay ignored": ("(decay * before + factor[k] * moment)", "factor[k] * moment"),
+    "factor of the first column for all": ("factor[k] * moment", "factor[0] * moment"),
+}
+
+TRITON_MUTATIONS = {
+    "gradient not squared": ("tl.sum(g * g, axis=0)", "tl.sum(tl.abs(g), axis=0)"),
+    "rows of a tile overwritten": ("total += tl.sum(", "total = tl.sum("),
+    "tiles of rows not added up": ("return partial.sum(0)", "return partial[0]"),
+    "first moment not kept": ("        tl.store(m_at, m", "        tl.store(p_at, m"),
+    "sign ignored": ("(sign * g.to(tl.float32) - m)", "(g.to(tl.float32) - m)"),
+    "decay ignored": ("p += share * p + step * m", "p += step * m"),
+    "weight of the gradient ignored": ("        m += weight * (", "        m += ("),
 }
 
 
@@ -93,13 +133,15 @@ def run(optimizer_class, all_gradients, dtype=torch.float64, **options):
     return parameter.detach(), optimizer
 
 
-def agrees_with_the_oracle(optimizer_class):
-    steps = gradients(12, 5)
+def agrees_with_the_oracle(optimizer_class, dtype=torch.float64, rows=5, **chosen):
+    # Largest last, where rows are left over when they are shared out.
+    steps = gradients(12, rows).flip(1).to(dtype)
     for options in ({}, {"amsgrad": True, "betas": (0.9, 0.5)}, {"maximize": True}, {"eps": 0.1}):
-        found, _ = run(optimizer_class, steps, **options)
-        start = torch.ones(5, 3).tolist()
+        found, _ = run(optimizer_class, steps, dtype, **options, **chosen)
+        start = torch.ones(rows, 3).tolist()
         expected = coupled_adamw_reference(start, steps.tolist(), **{**OPTIONS, **options})
-        assert (found - torch.tensor(expected, dtype=torch.float64)).abs().max() < 1e-12
+        tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+        assert (found - torch.tensor(expected, dtype=torch.float64)).abs().max() < tolerance
 
 
 def means_over_all_rows(optimizer_class):
@@ -145,6 +187,7 @@ def keeps_its_precision(optimizer_class):
 
 CHECKS = (
     agrees_with_the_oracle,
+    partial(agrees_with_the_oracle, capturable=True),
     means_over_all_rows,
     waits_for_absent_rows,
     takes_over_from_adamw,
@@ -168,7 +211,7 @@ def failing(optimizer_class):
         try:
             check(optimizer_class)
         except Exception:
-            failed.append(check.__name__)
+            failed.append(check)
     return failed
 
 
@@ -180,3 +223,74 @@ def test_the_optimizer_as_it_is_passes_every_check():
 def test_a_broken_line_is_noticed(old, new):
     assert SOURCE.count(old) == 1, "the line has changed: adapt the mutation"
     assert failing(optimizer_from(SOURCE.replace(old, new)))
+
+
+# Enough rows for several tiles, blocks and leftovers, with magnitudes over three powers of ten.
+with_kernels = partial(agrees_with_the_oracle, dtype=torch.float32, rows=291, fused=True)
+
+
+@pytest.fixture
+def compiled_from():
+    """A function that has the optimizer's C replaced; what it was is put back in the end."""
+    if BACKENDS["C"].missing():
+        pytest.skip(BACKENDS["C"].missing())
+    original = native._SOURCE
+
+    def replace(path):
+        native._SOURCE = path
+        native._library.cache_clear()
+        assert native._library(torch.float32) is not None, "the mutant does not compile"
+
+    yield replace
+    replace(original)
+
+
+def test_the_optimizers_c_as_it_is_passes(compiled_from):
+    compiled_from(native._SOURCE)
+    with_kernels(CoupledAdamW)
+
+
+@pytest.mark.parametrize(("old", "new"), C_MUTATIONS.values(), ids=C_MUTATIONS)
+def test_a_broken_line_of_c_is_noticed(old, new, compiled_from, tmp_path):
+    source = native._SOURCE.read_text()
+    assert source.count(old) == 1, "the line has changed: adapt the mutation"
+    mutant = tmp_path / "step.c"
+    mutant.write_text(source.replace(old, new))
+    compiled_from(mutant)
+    with pytest.raises(AssertionError):
+        with_kernels(CoupledAdamW)
+
+
+def interpreted_from(path):
+    specification = importlib.util.spec_from_file_location("mutant_kernel", path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return interpreted(module)
+
+
+needs_interpreter = pytest.mark.skipif(
+    bool(BACKENDS["Triton, interpreted"].missing()),
+    reason=BACKENDS["Triton, interpreted"].missing() or "at hand",
+)
+
+
+def kernel_source():
+    # Not imported for this: where there is no Triton it cannot be.
+    return Path(coupled_adamw.__file__).with_name("kernel.py")
+
+
+@needs_interpreter
+def test_the_triton_kernels_as_they_are_pass():
+    with interpreted_from(kernel_source()):
+        agrees_with_the_oracle(CoupledAdamW, dtype=torch.float32, rows=41)
+
+
+@needs_interpreter
+@pytest.mark.parametrize(("old", "new"), TRITON_MUTATIONS.values(), ids=TRITON_MUTATIONS)
+def test_a_broken_line_of_triton_is_noticed(old, new, tmp_path):
+    source = kernel_source().read_text()
+    assert source.count(old) == 1, "the line has changed: adapt the mutation"
+    mutant = tmp_path / "kernel.py"
+    mutant.write_text(source.replace(old, new))
+    with interpreted_from(mutant), pytest.raises(AssertionError):
+        agrees_with_the_oracle(CoupledAdamW, dtype=torch.float32, rows=41)

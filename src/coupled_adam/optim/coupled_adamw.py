@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -15,7 +17,7 @@ from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 
 from coupled_adam.optim import sharding
-from coupled_adam.optim.transfer import second_moment_for, state_dtype
+from coupled_adam.optim.transfer import counts_on_device, second_moment_for, state_dtype
 
 # Rows that are stepped at once: large enough to keep the overhead of a call small, small enough to
 # stay in the processor's cache. Between 512 and 4,096 it hardly matters (coupled-adam bench).
@@ -32,7 +34,7 @@ class _Swept:
         sums: of the squared gradient over the rows.
         gradient: what this process has of it; None if nothing.
         rows: which rows the gradient holds, if it is sparse.
-        kernel: the module of GPU kernels, if they are used.
+        kernel: the module whose sweeps are used instead of PyTorch's operations, if any.
     """
 
     group: dict[str, Any]
@@ -55,8 +57,10 @@ class CoupledAdamW(AdamW):
     behave bit for bit like ``torch.optim.AdamW``.
 
     The arguments are those of ``torch.optim.AdamW``, in the same order, and one more. ``foreach``
-    and ``fused`` choose the implementation of the groups that are not coupled; on a GPU,
-    ``fused=True`` also steps coupled groups with Triton kernels where Triton is installed.
+    and ``fused`` choose the implementation of the groups that are not coupled. Coupled groups are
+    stepped with PyTorch's operations, which work everywhere, or in two sweeps of their own: on a
+    GPU with Triton kernels, where Triton is installed and unless ``fused=False``; on a CPU in C,
+    with ``fused=True`` and where there is a compiler. ``fused=True`` is the fastest for all groups.
     ``amsgrad`` takes the maximum over the shared vector. The shared second moment is kept in
     float32 for parameters of lower precision (float64 for float64).
 
@@ -87,17 +91,18 @@ class CoupledAdamW(AdamW):
         amsgrad: divide by the root of the largest second moment so far.
         maximize: ascend instead of descend.
         foreach: as in ``torch.optim.AdamW``, for groups that are not coupled.
-        capturable: as in ``torch.optim.AdamW``; refused for a coupled group.
-        differentiable: as in ``torch.optim.AdamW``; refused for a coupled group.
-        fused: as in ``torch.optim.AdamW``; for coupled groups on a GPU, use Triton kernels.
+        capturable: as in ``torch.optim.AdamW``, for CUDA graphs; dense gradients only.
+        differentiable: as in ``torch.optim.AdamW``; in a coupled group for whole matrices with
+            dense gradients.
+        fused: as in ``torch.optim.AdamW``; for coupled groups see above.
         coupled: whether groups that do not say so themselves are coupled.
 
     Raises:
         ValueError: for a hyperparameter out of range, or a coupled group that is empty or holds
             something other than dense floating-point matrices of at least two rows, whole or in
             shards as described above.
-        RuntimeError: in ``step``, for a sparse gradient of a group that is not coupled or has
-            weight decay.
+        RuntimeError: in ``step``, for a sparse gradient of a group that is not coupled, has weight
+            decay, or is capturable or differentiable.
     """
 
     def __init__(
@@ -209,6 +214,9 @@ class CoupledAdamW(AdamW):
         self, parameter: Tensor, source: dict[str, Any], group: dict[str, Any]
     ) -> None:
         state = self.state[parameter]
+        if not counts_on_device(group):
+            # Torch brings it to a GPU for fused=True; a coupled step would wait for it each time.
+            state["step"] = state["step"].cpu()
         for key in ("exp_avg_sq", "max_exp_avg_sq"):
             # Torch shares tensors that need no cast, and would have cast float32 state to a
             # bfloat16 parameter's type: so from the source, and a copy of our own.
@@ -227,7 +235,7 @@ class CoupledAdamW(AdamW):
 
         Raises:
             RuntimeError: if a group's ``coupled`` changed after its first step, or for a sparse
-                gradient of a group that is not coupled or has weight decay.
+                gradient that the group cannot take.
         """
         loss = None
         if closure is not None:
@@ -262,8 +270,9 @@ class CoupledAdamW(AdamW):
                 else:
                     gradient = sharding.local_gradient(gradient, parameter)
                 kernel = None
-                if rows is None and group["fused"]:
-                    kernel = _kernel_for(held, gradient, sharding.local(state["exp_avg"]))
+                if rows is None:
+                    moment = sharding.local(state["exp_avg"])
+                    kernel = _kernel_for(group, held, gradient, moment)
                 total = (
                     kernel.sum_of_squares(gradient)
                     if kernel is not None
@@ -281,38 +290,37 @@ class CoupledAdamW(AdamW):
         group, parameter, gradient = swept.group, swept.parameter, swept.gradient
         if not swept.sums.gradient_anywhere():
             return
-        lr, weight_decay = float(group["lr"]), group["weight_decay"]
+        if not self.state[parameter]:
+            _start_state(self.state[parameter], parameter, group)
+        if group["differentiable"]:
+            self._differentiable_update(swept)
+            return
+        state, maximize = self.state[parameter], group["maximize"]
         beta1, beta2 = (float(beta) for beta in group["betas"])
-        state = self.state[parameter]
-        if not state:
-            _start_state(state, parameter, group)
         state["step"] += 1
-        step = state["step"].item()
         first_moment, second_moment = map(sharding.local, (state["exp_avg"], state["exp_avg_sq"]))
         second_moment.lerp_(swept.sums.mean(), 1 - beta2)
         if group["amsgrad"]:
             largest = sharding.local(state["max_exp_avg_sq"])
             torch.maximum(largest, second_moment, out=largest)
             second_moment = largest
-        denominator = (second_moment / (1 - beta2**step)).sqrt_().add_(group["eps"])
-        size = -lr / (1 - beta1**step)
+        factor, decay = _factor_and_decay(group, state["step"], second_moment)
         weight = sharding.local(parameter)
         if swept.kernel is not None:
             swept.kernel.update(
                 weight,
                 gradient,
                 first_moment,
-                size / denominator,
+                factor,
                 weight=1 - beta1,
-                decay=-lr * weight_decay,
-                maximize=group["maximize"],
+                decay=decay,
+                maximize=maximize,
             )
         elif swept.rows is not None:
-            gradient = -gradient if group["maximize"] else gradient
+            gradient = -gradient if maximize else gradient
             touched = first_moment[swept.rows].lerp_(gradient.to(first_moment.dtype), 1 - beta1)
             first_moment[swept.rows] = touched
-            moved = weight[swept.rows].addcdiv_(touched, denominator, value=size)
-            weight[swept.rows] = moved
+            weight[swept.rows] = weight[swept.rows].addcmul_(touched, factor)
         else:
             if gradient is None:
                 gradient = first_moment.new_zeros(()).expand_as(first_moment)
@@ -320,16 +328,34 @@ class CoupledAdamW(AdamW):
             at_once = _ROWS_AT_ONCE if weight.device.type == "cpu" else max(1, len(weight))
             blocks = (matrix.split(at_once) for matrix in (weight, first_moment, gradient))
             for e, m, g in zip(*blocks, strict=True):
-                g = -g if group["maximize"] else g
+                g = -g if maximize else g
                 m.lerp_(g.to(m.dtype), 1 - beta1)
-                if weight_decay != 0:
-                    # Not a product with 1 - lr * weight_decay: rounded to float32, that factor is
-                    # off by the same few parts in 1e8 at every step, and the error adds up.
-                    e.add_(e, alpha=-lr * weight_decay)
-                e.addcdiv_(m, denominator, value=size)
+                # Not a product with 1 - lr * weight_decay: rounded to float32, that factor is off
+                # by the same few parts in 1e8 at every step, and the error adds up.
+                if isinstance(decay, Tensor):
+                    e.addcmul_(e, decay)
+                elif decay != 0:
+                    e.add_(e, alpha=decay)
+                e.addcmul_(m, factor)
         if weight is not parameter or swept.kernel is not None:
             # Autograd watches the parameter and would not notice that its memory was written to.
             torch.autograd.graph.increment_version(parameter)
+
+    def _differentiable_update(self, swept: _Swept) -> None:
+        """The same with new tensors as state, since the graphs of earlier steps hold the old."""
+        group, parameter, state = swept.group, swept.parameter, self.state[swept.parameter]
+        beta1, beta2 = (float(beta) for beta in group["betas"])
+        gradient = -swept.gradient if group["maximize"] else swept.gradient
+        state["step"] += 1
+        state["exp_avg"] = state["exp_avg"].lerp(gradient, 1 - beta1)
+        state["exp_avg_sq"] = state["exp_avg_sq"].lerp(swept.sums.mean(), 1 - beta2)
+        second_moment = state["exp_avg_sq"]
+        if group["amsgrad"]:
+            second_moment = torch.maximum(state["max_exp_avg_sq"], second_moment)
+            state["max_exp_avg_sq"] = second_moment
+        factor, decay = _factor_and_decay(group, state["step"], second_moment)
+        # A copy, as the derivative by a learning rate needs the parameter as it was.
+        parameter.add_(decay * parameter.clone() + factor * state["exp_avg"])
 
     def _plain_step(self, group: dict[str, Any]) -> None:
         present = list(self._with_gradients(group))
@@ -379,14 +405,42 @@ class CoupledAdamW(AdamW):
             yield parameter, parameter.grad, state
 
 
+def _factor_and_decay(
+    group: dict[str, Any], step: Tensor, second_moment: Tensor
+) -> tuple[Tensor, float | Tensor]:
+    """What each column's first moment is multiplied by, shape [H]; and the share that decays.
+
+    Both with their signs, to be added. Where the step is captured in a graph, everything that
+    changes from step to step stays on the device.
+    """
+    lr = group["lr"]
+    beta1, beta2 = (float(beta) for beta in group["betas"])
+    if group["capturable"]:
+        number: float | Tensor = step.to(second_moment.dtype)
+        lr = lr.to(second_moment.dtype) if isinstance(lr, Tensor) else lr
+    else:
+        number = step.item()
+        lr = lr if group["differentiable"] else float(lr)
+    corrected = second_moment / _bias_correction(beta2, number)
+    denominator = corrected.sqrt() + group["eps"]
+    factor = (-lr / _bias_correction(beta1, number)) / denominator
+    return factor, -lr * group["weight_decay"]
+
+
+def _bias_correction(beta: float, step: float | Tensor) -> float | Tensor:
+    """``1 - beta**step``; for a tensor without the cancellation that float32 would suffer."""
+    if not isinstance(step, Tensor):
+        return 1 - beta**step
+    return -torch.expm1(step * (math.log(beta) if beta > 0 else -math.inf))
+
+
 def _start_state(state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> None:
-    on_device = not group["coupled"] and (group["capturable"] or group["fused"])
     # Never the parameter's type: a bfloat16 counter would stop at 256.
     counter_dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
     state["step"] = torch.zeros(
         (),
         dtype=torch.float32 if group["fused"] else counter_dtype,
-        device=parameter.device if on_device else "cpu",
+        device=parameter.device if counts_on_device(group) else "cpu",
     )
     state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
     if group["coupled"]:
@@ -398,13 +452,24 @@ def _start_state(state: dict[str, Any], parameter: Tensor, group: dict[str, Any]
         state["max_exp_avg_sq"] = torch.zeros_like(second_moment)
 
 
-def _kernel_for(weight: Tensor, gradient: Tensor, first_moment: Tensor) -> ModuleType | None:
-    """The GPU kernels, where there is a GPU, Triton is installed, and the tensors fit them."""
-    if weight.device.type != "cuda" or importlib.util.find_spec("triton") is None:
+def _kernel_for(group: dict[str, Any], *matrices: Tensor) -> ModuleType | None:
+    """The module of sweeps that the group's options ask for, where it fits the matrices."""
+    # What a compiler traces it can fuse by itself, and a call into C would be lost to it.
+    if group["fused"] is False or group["differentiable"] or torch.compiler.is_compiling():
         return None
-    from coupled_adam.optim import kernel  # needs Triton
+    device = matrices[0].device.type
+    if device == "cuda" and _has_triton():
+        from coupled_adam.optim import kernel as module  # needs Triton
+    elif device == "cpu" and group["fused"]:
+        from coupled_adam.optim import native as module
+    else:
+        return None
+    return module if module.fits(*matrices) else None
 
-    return kernel if kernel.fits(weight, gradient, first_moment) else None
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def _sum_of_squares(gradient: Tensor, dtype: torch.dtype) -> Tensor:
@@ -432,6 +497,13 @@ def _check_sparse(parameter: Tensor, group: dict[str, Any]) -> None:
             f"the gradient of a parameter of shape {shape} is sparse in both dimensions; only "
             "whole rows may be missing, as in the gradients of nn.Embedding(..., sparse=True)"
         )
+    for option in ("capturable", "differentiable"):
+        if group[option]:
+            raise RuntimeError(
+                f"a parameter of shape {shape} has a sparse gradient, and {option}=True: which "
+                f"rows are stepped depends on the batch, so use {option}=False, or build the "
+                "embedding with sparse=False"
+            )
     if group["weight_decay"] != 0:
         raise RuntimeError(
             f"a parameter of shape {shape} has a sparse gradient, and weight_decay="
@@ -449,14 +521,13 @@ def _check_group(group: dict[str, Any]) -> None:
             "a coupled group holds no parameters, so nothing would be coupled: pass the embedding "
             "matrix, or leave the group out"
         )
-    for option, instead in {
-        "capturable": "step outside the captured graph",
-        "differentiable": "use coupled=False, or differentiate optim.reference's equations",
-    }.items():
-        if group[option]:
-            raise ValueError(f"a coupled group does not support {option}=True: {instead}")
     for parameter in group["params"]:
         shape = tuple(parameter.shape)
+        if group["differentiable"] and sharding.row_groups(parameter, group):
+            raise ValueError(
+                f"a coupled group with differentiable=True got a shard of rows of shape {shape}; "
+                "the sum over the processes has no derivative here: pass the whole matrix"
+            )
         if parameter.dim() != 2:
             raise ValueError(
                 f"a coupled group got a parameter of shape {shape}; a mean over the vocabulary "

@@ -55,7 +55,7 @@ def update(
     factor: Tensor,
     *,
     weight: float,
-    decay: float,
+    decay: float | Tensor,
     maximize: bool,
 ) -> None:
     """Move the first moment and, by it, the parameter, both in place.
@@ -68,10 +68,13 @@ def update(
         first_moment: shape [V, H].
         factor: minus step size over denominator, float32, shape [H].
         weight: 1 - beta1.
-        decay: minus learning rate times weight decay.
+        decay: minus learning rate times weight decay; as a tensor of one number on the device, it
+            is read when the kernel runs, so that a captured graph follows it.
         maximize: whether the gradient is taken with the opposite sign.
     """
     rows, columns = parameter.shape
+    if not isinstance(decay, Tensor):
+        decay = torch.full((), decay, dtype=torch.float32, device=parameter.device)
     grid = (-(-rows // _ROWS), -(-columns // _COLUMNS))
     _update[grid](
         parameter,
@@ -85,7 +88,7 @@ def update(
         first_moment.stride(0),
         -1.0 if maximize else 1.0,
         weight,
-        decay,
+        decay.to(parameter.device, torch.float32),
         _ROWS,
         _COLUMNS,
         _AT_ONCE,
@@ -122,6 +125,7 @@ def _update(
     inside = column < columns
     # Once for all rows of the tile: this is what sharing the second moment saves.
     step = tl.load(factor + column, mask=inside, other=0.0)[None, :]
+    share = tl.load(decay)
     for start in range(0, tile_rows, at_once):
         row = (tile * tile_rows + start + tl.arange(0, at_once))[:, None]
         here = (row < rows) & inside[None, :]
@@ -131,6 +135,6 @@ def _update(
         m = tl.load(m_at, mask=here, other=0.0).to(tl.float32)
         p = tl.load(p_at, mask=here, other=0.0).to(tl.float32)
         m += weight * (sign * g.to(tl.float32) - m)
-        p += decay * p + step * m
+        p += share * p + step * m
         tl.store(m_at, m.to(first_moment.dtype.element_ty), mask=here)
         tl.store(p_at, p.to(parameter.dtype.element_ty), mask=here)

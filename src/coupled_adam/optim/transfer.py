@@ -64,12 +64,10 @@ def transfer_state(source: Optimizer, target: Optimizer) -> None:
 
 
 def _converted(state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-    coupled = group.get("coupled", False)
-    on_device = not coupled and (group["capturable"] or group["fused"])
     step = state["step"]
     step = step.detach().clone() if isinstance(step, Tensor) else torch.tensor(float(step))
     made: dict[str, Any] = {
-        "step": step.to(parameter.device if on_device else "cpu"),
+        "step": step.to(parameter.device if counts_on_device(group) else "cpu"),
         "exp_avg": state["exp_avg"].clone(),
     }
     for key in _SECOND_MOMENTS[: 2 if group["amsgrad"] else 1]:
@@ -77,6 +75,12 @@ def _converted(state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) 
         value = state.get(key, state["exp_avg_sq"])
         made[key] = second_moment_for(value, parameter, group)
     return made
+
+
+def counts_on_device(group: dict[str, Any]) -> bool:
+    """Whether the steps of a group's parameters are counted on their device, as torch does it."""
+    # A coupled step with kernels takes the count as a number; a captured one cannot.
+    return bool(group["capturable"] or (group["fused"] and not group.get("coupled", False)))
 
 
 def state_dtype(parameter: Tensor) -> torch.dtype:
