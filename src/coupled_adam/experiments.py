@@ -56,7 +56,7 @@ _BENCHMARKS = {
     "throughput beside nanoGPT": (
         "tokens_per_second",
         "python benchmarks/against_nanogpt.py --nanogpt nanoGPT --device cuda "
-        "--out throughput.json",
+        "--shapes gpt2-124m --pieces 8 4 2 1 --out throughput.json",
     ),
 }
 
