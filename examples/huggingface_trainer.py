@@ -18,9 +18,8 @@ def make_trainer(model, dataset, folder, **options):
         str(folder), learning_rate=6e-4, lr_scheduler_type="cosine", warmup_steps=2, **options
     )
     # [adopt]
-    optimizer = CoupledAdamW(
-        param_groups(model, weight_decay=0.1), lr=arguments.learning_rate, betas=(0.9, 0.95)
-    )
+    groups = param_groups(model, weight_decay=0.1)
+    optimizer = CoupledAdamW(groups, lr=arguments.learning_rate, betas=(0.9, 0.95), fused=True)
     return Trainer(model, arguments, train_dataset=dataset, optimizers=(optimizer, None))
     # [/adopt]
 

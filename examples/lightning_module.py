@@ -23,9 +23,8 @@ class LanguageModel(lightning.LightningModule):
 
     # [adopt]
     def configure_optimizers(self):
-        optimizer = CoupledAdamW(
-            param_groups(self.model, weight_decay=0.1), lr=6e-4, betas=(0.9, 0.95)
-        )
+        groups = param_groups(self.model, weight_decay=0.1)
+        optimizer = CoupledAdamW(groups, lr=6e-4, betas=(0.9, 0.95), fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         return {
             "optimizer": optimizer,

@@ -21,7 +21,7 @@ def make_optimizers(model, lr=6e-4, weight_decay=0.1):
     groups = [group for group in groups if group["params"]]
     return (
         torch.optim.Muon(muon, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-        CoupledAdamW(groups, lr=lr, betas=(0.9, 0.95)),
+        CoupledAdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True),
     )
 
 
@@ -34,8 +34,7 @@ def small_model_and_data(length=16, sequences=8):
     return model, torch.randint(96, (sequences, length + 1))
 
 
-def train(model, tokens, steps):
-    optimizers = make_optimizers(model)
+def train(model, tokens, optimizers, steps):
     losses = []
     for _ in range(steps):
         loss = model(tokens[:, :-1], tokens[:, 1:])
@@ -45,8 +44,9 @@ def train(model, tokens, steps):
         for optimizer in optimizers:
             optimizer.step()
         losses.append(loss.item())
-    return losses, optimizers
+    return losses
 
 
 if __name__ == "__main__":
-    print(train(*small_model_and_data(), steps=8)[0])
+    model, tokens = small_model_and_data()
+    print(train(model, tokens, make_optimizers(model), steps=8))

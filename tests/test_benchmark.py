@@ -53,7 +53,7 @@ def test_the_state_is_two_matrices_for_adamw_and_one_and_a_float32_vector_if_cou
     matrix = 3000 * 4 * item
     for name in benchmark.CANDIDATES:
         measured = row(table, 3000, dtype, name)
-        second = 4 * 4 if name == benchmark.COUPLED else matrix
+        second = 4 * 4 if name in (benchmark.COUPLED, benchmark.UNFUSED) else matrix
         assert measured.state_bytes == matrix + second + COUNTER
         assert measured.resident_bytes == 2 * matrix + measured.state_bytes
     assert row(table, 3000, dtype, "copy").state_bytes == 0
@@ -72,7 +72,26 @@ def test_extra_memory_tells_full_size_temporaries_from_blocks(table):
     assert row(table, 3000, "float32", "AdamW foreach").extra_bytes >= matrix
     assert row(table, 3000, "float32", benchmark.BASELINE).extra_bytes < 100
     # 3,000 rows are more than two blocks.
-    assert 0 < row(table, 3000, "float32", benchmark.COUPLED).extra_bytes < matrix / 2
+    for name in (benchmark.COUPLED, benchmark.UNFUSED):
+        assert 0 < row(table, 3000, "float32", name).extra_bytes < matrix / 2
+
+
+def test_at_the_size_of_gpt2_a_coupled_step_needs_next_to_nothing_extra():
+    candidates = {
+        name: benchmark.CANDIDATES[name]
+        for name in (benchmark.BASELINE, benchmark.COUPLED, benchmark.UNFUSED)
+    }
+    table = benchmark.compare_steps([(50304, 768)], candidates=candidates, **QUICK)
+    matrix = 50304 * 768 * 4
+    for name in (benchmark.COUPLED, benchmark.UNFUSED):
+        measured = row(table, 50304, "float32", name)
+        assert measured.extra_bytes < 0.05 * matrix
+        assert measured.state_bytes < 0.51 * 2 * matrix
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_tried():
+    with pytest.raises(ValueError, match=r"takes about \d+ GiB of memory, and cpu has \d+"):
+        benchmark.compare_steps([(1 << 30, 1 << 10)])
 
 
 def test_extra_memory_is_the_peak_and_not_the_sum_or_what_is_left():
@@ -170,7 +189,7 @@ def test_threads_are_set_and_restored():
         ({"shapes": [(1, 8)]}, r"shape \(1, 8\)"),
         ({"dtypes": [torch.int32]}, "torch.int32 is no type of parameters"),
         ({"candidates": {}}, "candidates lack 'AdamW fused'"),
-        ({"rounds": 0}, "nothing to time: got 5 functions and 0 rounds"),
+        ({"rounds": 0}, "nothing to time: got 6 functions and 0 rounds"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(arguments, message):

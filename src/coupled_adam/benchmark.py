@@ -25,13 +25,15 @@ from coupled_adam.training import environment, whole_file
 # As in the paper's recipe, which does not decay embeddings.
 _SETTINGS = {"lr": 6e-4, "betas": (0.9, 0.95), "weight_decay": 0.0}
 
-COPY, BASELINE, COUPLED = "copy", "AdamW fused", "CoupledAdamW"
+COPY, BASELINE = "copy", "AdamW fused"
+COUPLED, UNFUSED = "CoupledAdamW", "CoupledAdamW unfused"
 CANDIDATES: Mapping[str, Callable[[list[Tensor]], Optimizer]] = {
     "AdamW for-loop": partial(AdamW, foreach=False, fused=False, **_SETTINGS),
     "AdamW foreach": partial(AdamW, foreach=True, **_SETTINGS),
     BASELINE: partial(AdamW, fused=True, **_SETTINGS),
-    # With kernels of its own on a GPU, the same as without "fused" on a CPU.
+    # In C or with Triton kernels, and in PyTorch's operations, as where there is no compiler.
     COUPLED: partial(CoupledAdamW, coupled=True, fused=True, **_SETTINGS),
+    UNFUSED: partial(CoupledAdamW, coupled=True, fused=False, **_SETTINGS),
 }
 
 
@@ -199,8 +201,8 @@ def compare_steps(
         a step, beyond those).
 
     Raises:
-        ValueError: for a shape, a type or a device that cannot be measured, or if the baseline
-            is not among the candidates.
+        ValueError: for a shape, a type or a device that cannot be measured, for want of memory
+            too, or if the baseline is not among the candidates.
     """
     if BASELINE not in candidates:
         raise ValueError(f"candidates lack {BASELINE!r}, to which the times are compared: add it")
@@ -212,6 +214,8 @@ def compare_steps(
     for dtype in dtypes:
         if not dtype.is_floating_point:
             raise ValueError(f"{dtype} is no type of parameters: use a floating-point type")
+    for shape in shapes:
+        _check_memory(shape, max(dtypes, key=lambda dtype: dtype.itemsize), device, len(candidates))
     with _threads(threads):
         tables = [
             _compare(tuple(shape), dtype, device, rounds, seconds, candidates)
@@ -219,6 +223,23 @@ def compare_steps(
             for dtype in dtypes
         ]
     return pd.concat(tables, ignore_index=True)
+
+
+def _check_memory(shape: tuple[int, int], dtype: torch.dtype, device: str, candidates: int) -> None:
+    """Refuse what would not fit; the system would end the process without a word."""
+    # Start, gradient and a copy; of each candidate a parameter, its state, and what it puts down.
+    needed = (3 + 3 * candidates + 2) * shape[0] * shape[1] * dtype.itemsize
+    if device.startswith("cuda"):
+        there = torch.cuda.mem_get_info(device)[0]
+    elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        return
+    if needed > there:
+        raise ValueError(
+            f"to measure {shape[0]} x {shape[1]} takes about {needed / 2**30:.0f} GiB of memory, "
+            f"and {device} has {there / 2**30:.0f}: measure a smaller matrix, or fewer candidates"
+        )
 
 
 def _compare(

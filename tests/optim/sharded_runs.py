@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import functools
+import inspect
 import os
 import sys
 import traceback
@@ -190,14 +191,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "clipped": {"clip": 0.5},
     "amsgrad, maximize": {"amsgrad": True, "maximize": True, "betas": (0.8, 0.95)},
+    "fused": {"fused": True},
 }
 
 # What every placement is tried with, by the number of processes: shards of one size (10 on 2), of
 # several, and one without rows (3 on 4).
 TRIALS = {
     2: ((10, "clipped"), (11, "default"), (11, "amsgrad, maximize")),
-    3: ((11, "default"), (11, "clipped")),
-    4: ((10, "default"), (3, "clipped")),
+    3: ((11, "fused"), (11, "clipped")),
+    4: ((10, "fused"), (3, "clipped")),
 }
 
 
@@ -312,6 +314,41 @@ def local_means(case: Case, world: int, folder: Path) -> dict[str, Any]:
     """The mistake that all of this is about."""
     with mock.patch.object(sharding, "row_groups", lambda *_: ()):
         training = Training(case.placement, case.rows, case.variant).run(0, STEPS)
+    return {"parameters": training.parameters()}
+
+
+# Lines of the reduction, each broken in a way that leaves a training that looks healthy.
+REDUCTION_MUTATIONS = {
+    "divided by the rows of one process": (
+        "entry.total, entry.rows, entry.gradients = part[:-2], part[-2], part[-1]",
+        "entry.total, entry.gradients = part[:-2], part[-1]",
+    ),
+    "sum over the processes of means": (
+        "part[:-2] = entry.total",
+        "part[:-2] = entry.total / max(1, entry.rows)",
+    ),
+    "not added up": (
+        "return torch.distributed.all_reduce(buffer, group=last, async_op=True), buffer",
+        "torch.distributed.barrier(group=last); "
+        "return torch.distributed.all_reduce(buffer.clone(), group=last, async_op=True), buffer",
+    ),
+    "divided by the processes, as gradients are": (
+        "return self.total / self.rows",
+        "return self.total / self.rows / torch.distributed.get_world_size()",
+    ),
+}
+
+
+def broken_reduction(case: Case, world: int, folder: Path) -> dict[str, Any]:
+    """A training with one line of the reduction changed; the variant says which."""
+    source = inspect.getsource(sharding)
+    old, new = REDUCTION_MUTATIONS[case.variant]
+    assert source.count(old) == 1, "the line has changed: adapt the mutation"
+    try:
+        exec(compile(source.replace(old, new), sharding.__file__, "exec"), sharding.__dict__)
+        training = Training(case.placement, case.rows).run(0, STEPS)
+    finally:
+        exec(compile(source, sharding.__file__, "exec"), sharding.__dict__)
     return {"parameters": training.parameters()}
 
 
@@ -436,6 +473,11 @@ def refusals(case: Case, world: int, folder: Path) -> dict[str, Any]:
             DTensor.from_local(whole, mesh, [Replicate()]),
         ),
         "DTensor of three dimensions": ({}, DTensor.from_local(whole[None], mesh, [Replicate()])),
+        "derivative of a DTensor": (
+            {"differentiable": True},
+            DTensor.from_local(whole, mesh, [Replicate()]),
+        ),
+        "derivative of a shard": ({"differentiable": True, "process_group": everyone}, whole),
         "group is None": ({"process_group": None}, whole),
         "group of others": ({"process_group": others}, whole),
     }
@@ -522,6 +564,7 @@ def copied_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 KINDS: dict[str, Callable[[Case, int, Path], dict[str, Any]]] = {
     "train": train,
     "local means": local_means,
+    "broken reduction": broken_reduction,
     "missing gradients": missing_gradients,
     "gradient placed otherwise": gradient_placed_otherwise,
     "switch": switch,
@@ -543,6 +586,11 @@ def _cases() -> list[Case]:
         Case("local means", name, 10, worlds=placement.worlds[:1])
         for name, placement in PLACEMENTS.items()
         if placement.collectives
+    ]
+    cases += [
+        Case("broken reduction", name, 10, mutation, worlds=(2,))
+        for mutation in REDUCTION_MUTATIONS
+        for name in ("FSDP2", "row shards")
     ]
     # The first of these worlds writes a checkpoint, all of them resume from it.
     cases += [

@@ -225,11 +225,11 @@ def through_state_dict(optimizer, fresh):
 
 @pytest.mark.parametrize("way", ["deepcopy", "pickle", "state_dict"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("amsgrad", [False, True])
-def test_a_copy_continues_bit_for_bit(way, dtype, amsgrad):
+@pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"fused": True}], ids=str)
+def test_a_copy_continues_bit_for_bit(way, dtype, options):
     embedding, matrix, groups = two_groups()
     embedding.data, matrix.data = embedding.data.to(dtype), matrix.data.to(dtype)
-    optimizer = CoupledAdamW(groups, lr=1e-2, amsgrad=amsgrad)
+    optimizer = CoupledAdamW(groups, lr=1e-2, **options)
     take_steps(optimizer, 0, 5)
     if way == "deepcopy":
         other = copy.deepcopy(optimizer)
@@ -238,7 +238,7 @@ def test_a_copy_continues_bit_for_bit(way, dtype, amsgrad):
     else:
         copies = [torch.nn.Parameter(p.detach().clone()) for p in (embedding, matrix)]
         fresh = CoupledAdamW(
-            [{"params": [copies[0]], "coupled": True}, {"params": [copies[1]]}], amsgrad=amsgrad
+            [{"params": [copies[0]], "coupled": True}, {"params": [copies[1]]}], **options
         )
         other = through_state_dict(optimizer, fresh)
     assert [group["coupled"] for group in other.param_groups] == [True, False]

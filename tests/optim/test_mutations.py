@@ -66,8 +66,8 @@ MUTATIONS = {
     ),
     "no weight decay": ("elif decay != 0:", "elif False:"),
     "weight decay of the wrong sign": (
-        'return factor, -lr * group["weight_decay"]',
-        'return factor, lr * group["weight_decay"]',
+        "return factor, -lr * weight_decay if",
+        "return factor, lr * weight_decay if",
     ),
     "maximize ignored": ("g = -g if maximize else g\n", "pass\n"),
     "first block of rows only updated": (

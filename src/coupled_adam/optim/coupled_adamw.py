@@ -424,7 +424,9 @@ def _factor_and_decay(
     corrected = second_moment / _bias_correction(beta2, number)
     denominator = corrected.sqrt() + group["eps"]
     factor = (-lr / _bias_correction(beta1, number)) / denominator
-    return factor, -lr * group["weight_decay"]
+    weight_decay = group["weight_decay"]
+    # Zero as a number, which an update can leave out without looking into a tensor.
+    return factor, -lr * weight_decay if weight_decay != 0 else 0.0
 
 
 def _bias_correction(beta: float, step: float | Tensor) -> float | Tensor:
@@ -523,10 +525,11 @@ def _check_group(group: dict[str, Any]) -> None:
         )
     for parameter in group["params"]:
         shape = tuple(parameter.shape)
-        if group["differentiable"] and sharding.row_groups(parameter, group):
+        if group["differentiable"] and (sharding.is_dtensor(parameter) or "process_group" in group):
             raise ValueError(
-                f"a coupled group with differentiable=True got a shard of rows of shape {shape}; "
-                "the sum over the processes has no derivative here: pass the whole matrix"
+                f"a coupled group with differentiable=True got a matrix of shape {shape} that is "
+                "spread over processes; the sum over them has no derivative here: pass the whole "
+                "matrix as a plain tensor"
             )
         if parameter.dim() != 2:
             raise ValueError(
