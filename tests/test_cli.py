@@ -188,6 +188,7 @@ def test_the_recorded_command_asks_for_the_recorded_run(
         assert command[:4] == ["torchrun", "--standalone", "--nproc-per-node", "8"]
         assert command[4:6] == ["-m", "coupled_adam.cli"]
     words = command[command.index("train") :]
+    assert "--optimizer adamw --seed 2" in shlex.join(words)
     assert words[words.index("--device") + 1] == "cuda"
     words[words.index("--device") + 1] = "cpu"
     words[words.index("--text") + 1] = str(text)
@@ -216,6 +217,17 @@ def test_the_commands_of_the_presets_work_in_small(text, tmp_path, monkeypatch):
     assert experiments.read_record("gpt2-124m-coupled-1.json").config.seed == 1
     assert (tmp_path / "hf" / "gpt2-124m-coupled-1" / "config.json").exists()
     assert "pretrained=hf/gpt2-124m-coupled-1 " in lines["lm_eval"]
+
+
+def test_the_recorded_command_names_optimizer_and_seed_also_where_they_are_the_defaults(
+    text, tmp_path
+):
+    corpus = cli._corpus(str(text), 300, None)
+    described = {"environment": {"device": "cpu (some CPU)"}}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    config = cli._config("small", corpus, {})
+    command = cli._train_command(tmp_path, config, str(text), None, corpus)
+    assert "--vocabulary-size 300 --optimizer coupled --seed 0 --device cpu" in command
 
 
 def test_a_run_that_no_option_makes_has_no_command(text, tmp_path):

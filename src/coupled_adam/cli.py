@@ -311,7 +311,9 @@ def _train_command(
         command += ["--vocabulary-size", str(corpus.vocabulary_size)]
     if documents is not None:
         command += ["--documents", str(documents)]
-    for name, value in different.items():
+    # These two always, also where they are the defaults of today.
+    named = {"optimizer": config.optimizer, "seed": config.seed}
+    for name, value in (named | different).items():
         option = "--" + name.replace("_", "-")
         if isinstance(value, bool):
             command.append(option if value else option.replace("--", "--no-"))

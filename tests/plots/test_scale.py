@@ -72,3 +72,23 @@ def test_run_times_divide_and_name_the_times(shown):
     ticks = dict(zip(ax.get_yticks(), [t.get_text() for t in ax.get_yticklabels()], strict=True))
     assert ticks == {60: "1 minute", 3600: "1 hour", 86_400: "1 day"}
     assert "operations a second" in ax.get_xlabel() and "time" in ax.get_ylabel()
+
+
+def test_loss_by_frequency_names_the_classes_and_leaves_out_the_empty(shown):
+    classes = {"from": [0.0, 1e-4, 1e-3, 1e-2], "to": [1e-4, 1e-3, 1e-2, 1.0]}
+    tables = {
+        "coupled": pd.DataFrame({**classes, "loss": [5.0, 4.0, 3.0, 2.0]}),
+        "adamw": pd.DataFrame({**classes, "loss": [np.nan, 6.0, 2.0, 1.0]}),
+    }
+    scale.loss_by_frequency(tables, guessing=4.5)
+    (ax,) = shown[0].axes
+    guess, adam, coupled = ax.get_lines()
+    assert set(guess.get_ydata()) == {4.5}
+    np.testing.assert_array_equal(adam.get_xydata(), [[1, 6], [2, 2], [3, 1]])
+    np.testing.assert_array_equal(coupled.get_ydata(), [5, 4, 3, 2])
+    assert same_color(coupled.get_color(), COLOURS["coupled"])
+    names = [label.get_text() for label in ax.get_xticklabels()]
+    assert names[0] == "up to\n$10^{-4}$" and names[1] == "$10^{-4}$\nto $10^{-3}$"
+    assert len(names) == 4 and names[-1] == "above\n$10^{-2}$"
+    assert legend(ax) == ["guessing", NAMES["adamw"], NAMES["coupled"]]
+    assert "nats" in ax.get_ylabel() and "frequency" in ax.get_xlabel()

@@ -47,7 +47,7 @@ from coupled_adam.plots.runs import (
     lengths_against_frequency,
     moment_against_frequency,
 )
-from coupled_adam.plots.scale import by_size, path_of_mean, run_times
+from coupled_adam.plots.scale import by_size, loss_by_frequency, path_of_mean, run_times
 from coupled_adam.plots.style import COLOURS, MARKERS, NAMES, panels
 
 __all__ = [
@@ -73,6 +73,7 @@ __all__ = [
     "intervals",
     "learning_rates",
     "lengths_against_frequency",
+    "loss_by_frequency",
     "mean_cosine_of_shift",
     "memory_of_step",
     "moment_against_frequency",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -74,6 +75,30 @@ def run_times(rates: np.ndarray, operations: Mapping[str, float]) -> None:
         ax.set_yticks(list(shown), list(shown.values()))
         ax.minorticks_off()
         ax.set(xlabel="operations a second, as achieved", ylabel="time of the run")
+        ax.legend()
+
+
+def loss_by_frequency(tables: Mapping[str, pd.DataFrame], guessing: float) -> None:
+    """Lines: the loss of rare and of frequent tokens, one line an optimizer.
+
+    Args:
+        tables: as from ``evaluation.loss_by_frequency``, by optimizer; classes without a loss are
+            left out.
+        guessing: loss of a model that gives all tokens the same probability; dashed.
+    """
+    with panels(height=3.6) as (ax,):
+        ax.axhline(guessing, color=NEUTRAL, linestyle="--", linewidth=1.2, label="guessing")
+        for name in _present(tables):
+            table = tables[name].dropna(subset="loss")
+            ax.plot(
+                table.index, table["loss"], marker=MARKERS[name], markersize=8,
+                color=COLOURS[name], label=NAMES[name],
+            )  # fmt: skip
+        classes = tables[next(iter(tables))]
+        borders = [f"$10^{{{np.log10(border):.0f}}}$" for border in classes["to"].iloc[:-1]]
+        between = [f"{low}\nto {high}" for low, high in pairwise(borders)]
+        ax.set_xticks(classes.index, [f"up to\n{borders[0]}", *between, f"above\n{borders[-1]}"])
+        ax.set(xlabel="frequency of the token", ylabel="loss (nats)", ylim=(0, None))
         ax.legend()
 
 
