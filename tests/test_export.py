@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -118,6 +119,64 @@ def test_transformers_gives_the_same_logits_and_tokens(exported):
     assert tokenizer(text)["input_ids"] == corpus.encode(text).tolist()
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert tokenizer.eos_token_id == model.config.eos_token_id == 0
+
+
+def log_likelihood(run, ids, first):
+    """Of the tokens from a place on, given those before, by the run's own model."""
+    with torch.no_grad():
+        logits = run.model(torch.tensor(ids[None, :-1]))[0].log_softmax(-1)
+    return logits[range(first - 1, len(ids) - 1), ids[first:]].sum().item()
+
+
+SENTENCES = [("bal dem", " fir"), ("gos", " kut bil"), ("bal", " dal fal gal")]
+
+
+def test_text_is_read_as_an_evaluation_needs_it(exported):
+    """Nothing is put before a text; a text without context follows the end of another."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    run, folder, _ = exported
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert tokenizer.model_max_length == model.config.max_position_embeddings == MODEL.context
+    assert tokenizer.bos_token_id == model.config.bos_token_id == 0
+    assert tokenizer("")["input_ids"] == []
+    for context, continuation in SENTENCES:
+        ids = torch.tensor([tokenizer(context + continuation)["input_ids"]])
+        first = len(tokenizer(context)["input_ids"])
+        assert tokenizer(context)["input_ids"] == ids[0, :first].tolist()
+        labels = ids.masked_fill(torch.arange(ids.shape[1]) < first, -100)
+        with torch.no_grad():
+            loss = model(ids, labels=labels).loss
+        expected = log_likelihood(run, ids[0].numpy(), first)
+        assert -loss.item() * (ids.shape[1] - first) == pytest.approx(expected, rel=3e-6)
+
+
+def test_lm_eval_finds_the_likelihoods_of_the_run(exported):
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    run, folder, corpus = exported
+    judge = HFLM(pretrained=str(folder), device="cpu", batch_size=2)
+    assert judge.max_length == MODEL.context
+    asked = [Instance("loglikelihood", {}, pair, 0) for pair in SENTENCES]
+    for (context, continuation), (found, _) in zip(
+        SENTENCES, judge.loglikelihood(asked), strict=True
+    ):
+        ids = corpus.encode(context + continuation).astype(np.int64)
+        expected = log_likelihood(run, ids, len(corpus.encode(context)))
+        assert found == pytest.approx(expected, rel=3e-6)
+    # A text longer than the context, in windows; the first begins after an end of text.
+    text = " ".join(a + b for a, b in SENTENCES)
+    ids = np.concatenate([[0], corpus.encode(text).astype(np.int64)])
+    length, expected = MODEL.context, 0.0
+    assert len(ids) > 2 * length
+    for place in range(1, len(ids), length):
+        end = min(place + length, len(ids))
+        window = ids[max(0, end - 1 - length) : end]
+        expected += log_likelihood(run, window, len(window) - (end - place))
+    (found,) = judge.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])
+    assert found == pytest.approx(expected, rel=3e-6)
 
 
 def test_a_folder_with_something_in_it_is_left_alone(exported):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from coupled_adam import geometry, training
 from coupled_adam.gpt import GPT, GPTConfig
@@ -283,6 +285,37 @@ def test_a_text_of_one_window_is_enough(corpus):
     assert np.isfinite(run(make_config(), short).final.validation_loss)
 
 
+def test_a_step_waits_once_and_the_next_batch_is_read_before(corpus, monkeypatch):
+    """On a GPU, so that it computes while the next batch is read, and does not stand still."""
+    events, batch = [], training._batch
+
+    def read(corpus, config, step, device):
+        events.append(f"read {step}")
+        return batch(corpus, config, step, device)
+
+    monkeypatch.setattr(training, "_batch", read)
+    for name in ("item", "tolist", "cpu"):
+        method = getattr(torch.Tensor, name)
+
+        def wait(tensor, *arguments, method=method):
+            events.append("wait")
+            return method(tensor, *arguments)
+
+        monkeypatch.setattr(torch.Tensor, name, wait)
+    # Not the coupled arm, whose step counter is read, from the CPU on a GPU too.
+    run(
+        make_config("adamw", steps=3, evaluate_every=3),
+        corpus,
+        observe=lambda step: events.append(f"step {step.number}"),
+    )
+    first, last = events.index("read 1"), events.index("step 3")
+    assert events[first : last + 1] == [
+        *("read 1", "read 2", "wait", "step 1"),
+        *("read 3", "wait", "step 2"),
+        *("wait", "step 3"),
+    ]
+
+
 # --- what is measured ------------------------------------------------------------------------
 
 
@@ -403,6 +436,40 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32(corpus, tmp_path):
     assert result.metrics.loss[10] != exact.metrics.loss[10]
 
 
+class Products(TorchDispatchMode):
+    """Notes the types that matrices are multiplied in."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = function.overloadpacket.__name__
+        if name in ("mm", "addmm", "bmm", "matmul") or "attention" in name:
+            floating = (a for a in arguments if isinstance(a, torch.Tensor))
+            self.seen |= {(name, a.dtype) for a in floating if a.is_floating_point()}
+        return function(*arguments, **(keywords or {}))
+
+
+def test_under_bfloat16_no_matrices_of_float32_are_multiplied(corpus):
+    """So there is nothing that TF32 could make faster."""
+    config = make_config(precision="bfloat16")
+    model, _ = optimizers_of(config)
+    batch = training._batch(corpus, config, 1, "cpu")
+    with Products() as products:
+        with training._precision(config, "cpu"):
+            loss, _ = training._Trained(model)(*batch)
+        forward = set(products.seen)
+        loss.backward()
+    names = {name for name, _ in forward}
+    assert "mm" in names and any("attention" in name for name in names)
+    assert products.seen > forward
+    statistics = {torch.float32}  # of attention: the logarithm of each row's sum
+    for name, dtype in products.seen:
+        allowed = statistics if "backward" in name else set()
+        assert dtype == torch.bfloat16 or dtype in allowed, (name, dtype)
+
+
 @pytest.mark.skipif(
     sys.platform == "win32" or shutil.which("g++") is None, reason="needs a C++ compiler"
 )
@@ -475,6 +542,25 @@ def test_an_interrupted_run_ends_where_the_uninterrupted_one_does(
     assert_same_run(resumed, load_run(expected))
     assert_same_tree(checkpoint_of(folder), checkpoint_of(expected))
     assert (folder / "metrics.jsonl").read_bytes() == (expected / "metrics.jsonl").read_bytes()
+    assert files_of(folder) == WHOLE
+
+
+def test_a_run_may_go_on_in_other_pieces(corpus, tmp_path):
+    """As after "out of memory": the same command, with more pieces."""
+    folder, whole = tmp_path / "run", make_config(batch_size=8)
+    pieces, sizes = dataclasses.replace(whole, accumulation=4), []
+    with pytest.raises(KeyboardInterrupt):
+        run(whole, corpus, folder, observe=interrupt_after(6))
+    before = json.loads((folder / "config.json").read_text())
+    resumed = run(pieces, corpus, folder, observe=lambda step: sizes.append(step.number))
+    assert sizes == [5, 6, 7, 8, 9, 10]
+    alone = run(whole, corpus)
+    pd.testing.assert_frame_equal(resumed.metrics, alone.metrics, rtol=1e-4, atol=1e-5)
+    assert load_run(folder).config == pieces
+    after = json.loads((folder / "config.json").read_text())
+    assert before["config"].pop("accumulation") == 1
+    assert after["config"].pop("accumulation") == 4
+    assert before == after
     assert files_of(folder) == WHOLE
 
 
@@ -587,6 +673,18 @@ def test_metrics_can_be_followed_while_the_run_goes_on(corpus, tmp_path):
     assert lengths == list(range(1, 11))
 
 
+def test_the_progress_bar_tells_speed_time_left_and_losses(corpus, monkeypatch, capsys):
+    always = functools.partial(training.tqdm, mininterval=0, miniters=1)
+    monkeypatch.setattr(training, "tqdm", always)
+    result = train(make_config(), corpus)
+    *_, last = [frame for frame in capsys.readouterr().err.split("\r") if "step=" in frame]
+    assert "240/240 [" in last and "token/s" in last
+    assert f"step=10, loss={result.metrics.loss[10]:.3f}" in last
+    assert f"validation={result.final.validation_loss:.3f}" in last
+    train(make_config(), corpus, progress=False)
+    assert capsys.readouterr().err == ""
+
+
 def test_others_may_read_what_the_user_lets_them(corpus, tmp_path):
     before = os.umask(0o022)
     try:
@@ -629,6 +727,27 @@ def test_a_folder_with_something_else_is_refused_and_left_alone(corpus, tmp_path
     with pytest.raises(ValueError, match="not empty and holds no run"):
         run(make_config(), corpus, tmp_path)
     assert files_of(tmp_path) == ["thesis.tex"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot lock a folder")
+def test_a_folder_in_which_a_run_goes_on_is_refused_and_left_alone(corpus, tmp_path):
+    folder, refused = tmp_path / "run", []
+
+    def observe(step):
+        if step.number == 6:
+            with pytest.raises(ValueError, match=r"run is in use: another process trains there"):
+                run(make_config(), corpus, folder)
+            refused.append(step.number)
+
+    result = run(make_config(), corpus, folder, observe)
+    assert refused == [6]
+    assert_same_run(load_run(folder), result)
+    assert_same_run(result, run(make_config(), corpus))
+    # Whoever is refused for another reason, or stopped, lets go of it.
+    with pytest.raises(ValueError, match="holds another run") as caught:
+        run(make_config(seed=1), corpus, folder)
+    assert_same_run(run(make_config(), corpus, folder), result)
+    del caught
 
 
 def test_text_and_model_must_fit(corpus):

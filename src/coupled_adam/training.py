@@ -9,7 +9,7 @@ import platform
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,19 @@ from coupled_adam.optim import CoupledAdamW, param_groups
 from coupled_adam.text import Corpus
 from coupled_adam.text.corpus import TOKENIZER_FILE
 
+try:
+    import fcntl
+except ImportError:  # Windows cannot lock a folder
+    fcntl = None
+
 OPTIMIZERS = ("sgd", "adamw", "coupled")
 PRECISIONS = ("float32", "bfloat16")
 CONFIG_FILE, METRICS_FILE, CHECKPOINT_FILE = "config.json", "metrics.jsonl", "checkpoint.pt"
 _UNFINISHED = ".part"
 _PADDING = 64  # a vocabulary may be padded to a multiple of this, which GPUs multiply faster
 _ADDED = ("accumulation", "precision", "compiled")  # settings that older run folders do not name
+# How a run is computed, not what: like the number of processes, this may change on the way.
+_CHANGEABLE = ("accumulation", "compiled")
 
 
 class DivergedError(RuntimeError):
@@ -66,7 +73,7 @@ class TrainingConfig:
         evaluation_tokens: about how many validation tokens are used for one measurement.
         checkpoint_every: steps between two checkpoints.
         accumulation: pieces that a step's batch is computed in, one after another, to save memory;
-            the gradient is that of the whole batch.
+            the gradient is that of the whole batch. Several processes share the pieces.
         precision: "float32", or "bfloat16" to compute forward pass and loss under autocast;
             weights and optimizer state are float32 in both cases.
         compiled: compile the model with ``torch.compile``.
@@ -207,7 +214,9 @@ def train(
     A folder gets ``config.json`` (with text, versions and machine), ``tokenizer.json`` (the
     text's), ``metrics.jsonl`` and ``checkpoint.pt``. If it already holds a run of the same
     configuration, that run goes on from its checkpoint; on a CPU with the same number of threads
-    it ends bit for bit where the uninterrupted run ends. A finished run is only loaded.
+    it ends bit for bit where the uninterrupted run ends. A finished run is only loaded. Of the
+    configuration ``accumulation`` and ``compiled`` may have changed, say on a GPU with less
+    memory: the run is then the same up to rounding.
 
     Where ``torch.distributed`` is initialised, as under torchrun, every process calls ``train``
     and computes its share of each batch (DistributedDataParallel); the first one writes the
@@ -223,14 +232,16 @@ def train(
         folder: the run folder, made if needed; None keeps the run in memory only.
         device: where to compute, for example "cpu" or "cuda".
         observe: called after every step that is computed here, with a ``Step``.
-        progress: show a progress bar.
+        progress: show a progress bar on stderr, with tokens per second, time left and losses. In
+            a log file, the environment's TQDM_MININTERVAL=60 makes it one entry a minute.
 
     Returns:
         The run, with its metrics and the trained model.
 
     Raises:
         ValueError: if corpus and model do not fit, the batch cannot be shared equally among the
-            processes, or the folder holds something else, or files of the run that are damaged.
+            processes, or the folder is in use by another run, or holds something else, or files of
+            the run that are damaged.
         DivergedError: if the loss stops being finite or exceeds three times that of guessing.
         OSError: if the folder cannot be written; what was there before stays as it was.
     """
@@ -242,16 +253,6 @@ def train(
     store = _Store(Path(folder), config, corpus, device) if folder is not None else None
     rows: list[dict[str, float]] = []
     first = 1
-    if store is not None:
-        rows, checkpoint = processes.first_then_others(store.open, store.read)
-        if checkpoint is not None:
-            model.load_state_dict(checkpoint["model"])
-            for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
-                optimizer.load_state_dict(state)
-            first = checkpoint["step"] + 1
-            del checkpoint  # or a second copy of the weights would stay in memory
-        if processes.rank > 0:
-            store = None
 
     def record(row: dict[str, float]) -> None:
         rows.append(row)
@@ -266,43 +267,66 @@ def train(
         real_tokens = model.output_embedding.detach()[: corpus.vocabulary_size]
         return {"validation_loss": loss, **geometry.summary(real_tokens, corpus.counts)}
 
-    trained: nn.Module = _Trained(model)
-    trained = processes.wrap(torch.compile(trained) if config.compiled else trained)
-    too_large = 3 * math.log(config.model.vocabulary_size)
-    steps = range(first, config.steps + 1)
-    bar = tqdm(
-        steps,
-        config.optimizer,
-        config.steps,
-        initial=first - 1,
-        leave=False,
-        disable=not progress or processes.rank > 0,
-    )
-    try:
+    with ExitStack() as at_end:
+        if store is not None:
+            at_end.callback(store.close)
+            rows, checkpoint = processes.first_then_others(store.open, store.read)
+            if checkpoint is not None:
+                model.load_state_dict(checkpoint["model"])
+                for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
+                    optimizer.load_state_dict(state)
+                first = checkpoint["step"] + 1
+                del checkpoint  # or a second copy of the weights would stay in memory
+            if processes.rank > 0:
+                store = None
+        trained: nn.Module = _Trained(model)
+        if config.compiled:
+            # Not for any shape: a second model of another shape would get slower code.
+            trained = torch.compile(trained, dynamic=False)
+        trained = processes.wrap(trained)
+        too_large = 3 * math.log(config.model.vocabulary_size)
+        step_tokens = config.batch_size * config.model.context
+        steps = range(first, config.steps + 1)
+        shown: dict[str, object] = {}
+        batches = (processes.share(_batch(corpus, config, step, device)) for step in steps)
+        bar = tqdm(
+            desc=config.optimizer,
+            total=config.steps * step_tokens,
+            initial=(first - 1) * step_tokens,
+            unit="token",
+            unit_scale=True,
+            leave=False,
+            disable=not progress or processes.rank > 0,
+        )
+        at_end.enter_context(bar)
         if first == 1:
             record({"step": 0, "tokens": 0, **evaluate(0)})
-        for step in bar:
+        upcoming = next(batches, None)
+        for step in steps:
             rate = config.learning_rate_at(step)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["lr_multiplier"]
                 optimizer.zero_grad()
-            tokens, targets = processes.share(_batch(corpus, config, step, device))
+            tokens, targets = upcoming
             pieces = zip(
-                tokens.chunk(config.accumulation), targets.chunk(config.accumulation), strict=True
+                tokens.chunk(processes.pieces), targets.chunk(processes.pieces), strict=True
             )
             loss, hidden = torch.zeros((), device=device), []
             for number, piece in enumerate(pieces, start=1):
-                with processes.reduction(trained, number == config.accumulation):
+                with processes.reduction(trained, number == processes.pieces):
                     with _precision(config, device):
                         part, states = trained(*piece)
-                    (part / config.accumulation).backward()
-                loss += part.detach() / config.accumulation
+                    (part / processes.pieces).backward()
+                loss += part.detach() / processes.pieces
                 if observe is not None:
                     hidden.append(states)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
-            value = processes.total(loss.item(), device) / processes.count
-            norm = norm.item()
+            upcoming = next(batches, None)  # read while a GPU is still busy with this step
+            # The only wait for a GPU in a step, before the update: what has diverged must neither
+            # move the weights nor be stored.
+            mean_loss = processes.total(loss) / processes.count
+            value, norm = torch.stack([mean_loss, norm.double()]).tolist()
             if not (math.isfinite(norm) and value < too_large):
                 what = f"loss {value:.4g}, gradient norm {norm:.4g}"
                 raise DivergedError(_divergence(step, what, store))
@@ -313,21 +337,20 @@ def train(
                 observe(Step(step, value, rate, model, optimizers, states, targets.flatten()))
             row = {
                 "step": step,
-                "tokens": step * config.batch_size * config.model.context,
+                "tokens": step * step_tokens,
                 "loss": value,
                 "learning_rate": rate,
                 "gradient_norm": norm,
             }
             if step % config.evaluate_every == 0 or step == config.steps:
                 row |= evaluate(step)
-                bar.set_postfix(loss=f"{row['validation_loss']:.3f}")
+                shown["validation"] = f"{row['validation_loss']:.3f}"
             record(row)
+            shown |= {"step": step, "loss": f"{value:.3f}"}
+            bar.set_postfix(shown, refresh=False)
+            bar.update(step_tokens)
             if store is not None and (step % config.checkpoint_every == 0 or step == config.steps):
                 store.save(step, model, optimizers)
-    finally:
-        bar.close()
-        if store is not None:
-            store.close()
     return Run(config, pd.DataFrame(rows), model, Path(folder) if folder is not None else None)
 
 
@@ -349,12 +372,15 @@ class _Processes:
 
     def __init__(self, config: TrainingConfig) -> None:
         self.rank, self.count = self.present()
-        if config.batch_size % (self.count * config.accumulation):
+        if config.batch_size % self.count:
             raise ValueError(
                 f"a batch of {config.batch_size} sequences cannot be shared equally among "
-                f"{self.count} processes in {config.accumulation} pieces each: choose batch_size "
-                "as a multiple of processes times accumulation"
+                f"{self.count} processes: choose batch_size as a multiple of their number"
             )
+        share = config.batch_size // self.count
+        # Equal pieces, of at most the size that one process alone would compute at once.
+        fewest = math.ceil(config.accumulation / self.count)
+        self.pieces = next(pieces for pieces in range(fewest, share + 1) if share % pieces == 0)
 
     @staticmethod
     def present() -> tuple[int, int]:
@@ -383,13 +409,12 @@ class _Processes:
         tokens, targets = (part.chunk(self.count)[self.rank] for part in batch)
         return tokens, targets
 
-    def total(self, value: float, device: str) -> float:
-        """The sum of a number over the processes."""
-        if self.count == 1:
-            return value
-        everywhere = torch.tensor(value, dtype=torch.float64, device=device)
-        dist.all_reduce(everywhere)
-        return everywhere.item()
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of a number over the processes, in float64."""
+        everywhere = value.double()
+        if self.count > 1:
+            dist.all_reduce(everywhere)
+        return everywhere
 
 
 def _precision(config: TrainingConfig, device: str) -> AbstractContextManager[Any]:
@@ -471,14 +496,14 @@ def _validation_loss(
     length, device = config.model.context, str(model.embedding.device)
     count = max(1, min(config.evaluation_tokens, len(corpus.validation) - 1) // length)
     starts = np.linspace(0, len(corpus.validation) - length - 1, count).astype(np.int64)
-    at_once = config.batch_size // (config.accumulation * processes.count)
-    losses = []
-    mine = starts[processes.rank :: processes.count]
-    for some in np.array_split(mine, math.ceil(len(mine) / at_once)):
+    at_once = config.batch_size // (processes.pieces * processes.count)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    mine = starts[processes.rank :: processes.count]  # none, if there are fewer than processes
+    for some in np.array_split(mine, math.ceil(len(mine) / at_once)) if len(mine) else ():
         with _precision(config, device):
             loss = model(*_windows(corpus.validation, some, length, device))
-        losses.append(loss.item() * len(some))
-    return processes.total(sum(losses), device) / count
+        total += loss.double() * len(some)
+    return processes.total(total).item() / count
 
 
 def _divergence(step: int, what: str, store: _Store | None) -> str:
@@ -510,23 +535,27 @@ class _Store:
             "environment": environment(device),
         }
         self._metrics: Any = None
+        self._locked: int | None = None
 
     def open(self) -> tuple[list[dict[str, float]], dict[str, Any] | None]:
         """Make the folder, or read what an earlier call left in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock()
         for name in (CONFIG_FILE, TOKENIZER_FILE, METRICS_FILE, CHECKPOINT_FILE):
             for unfinished in self.folder.glob(f".{name}.*{_UNFINISHED}"):  # of a killed process
                 unfinished.unlink()
-        rows, checkpoint = [], None
-        if (self.folder / CONFIG_FILE).exists():
+        rows, checkpoint, path = [], None, self.folder / CONFIG_FILE
+        if path.exists():
             rows, checkpoint = self.read()
+            if _read_description(path)["config"] != self._description["config"]:
+                stored = json.loads(path.read_text(encoding="utf-8"))
+                self._write_description({**stored, "config": self._description["config"]})
         elif any(self.folder.iterdir()):
             raise ValueError(
                 f"{self.folder} is not empty and holds no run: choose a new folder for this one"
             )
         else:
-            with whole_file(self.folder / CONFIG_FILE) as file:
-                file.write(json.dumps(self._description, indent=1).encode())
+            self._write_description(self._description)
         if not (self.folder / TOKENIZER_FILE).exists():
             with whole_file(self.folder / TOKENIZER_FILE) as file:
                 file.write(self._tokenizer.read_bytes())
@@ -550,13 +579,32 @@ class _Store:
         self.saved_step = checkpoint["step"]
         return _read_rows(self.folder / METRICS_FILE, self.saved_step), checkpoint
 
+    def _lock(self) -> None:
+        """Keep others from writing here; the operating system lets go when this process ends."""
+        if fcntl is None:
+            return
+        self._locked = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{self.folder} is in use: another process trains there; wait for it or end it "
+                "(the workers of a torchrun that was killed may still be alive)"
+            ) from error
+        except OSError:  # some network drives have no locks
+            pass
+
+    def _write_description(self, description: dict[str, Any]) -> None:
+        with whole_file(self.folder / CONFIG_FILE) as file:
+            file.write(json.dumps(description, indent=1).encode())
+
     def _check_same(self, found: dict[str, Any]) -> None:
         mine = self._description
         different = [
             f"{name} is {theirs!r} there and {ours!r} here"
             for part in ("config", "corpus")
             for name, ours in mine[part].items()
-            if (theirs := found[part].get(name)) != ours
+            if (theirs := found[part].get(name)) != ours and name not in _CHANGEABLE
         ]
         if different:
             raise ValueError(
@@ -595,7 +643,12 @@ class _Store:
         self.saved_step = step
 
     def close(self) -> None:
-        self._metrics.close()
+        """Let go of the folder."""
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._locked is not None:
+            os.close(self._locked)
+            self._locked = None
 
 
 def _line(row: dict[str, float]) -> str:
