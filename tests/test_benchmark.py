@@ -238,15 +238,15 @@ def test_the_commit_is_known_only_in_the_projects_own_checkout(tmp_path, monkeyp
     file = tmp_path / "benchmark.py"
     file.write_text("a = 1\n")
     monkeypatch.setattr(benchmark, "__file__", str(file))
-    assert benchmark._commit() is None
+    assert benchmark.commit() is None
     (tmp_path / "other.py").touch()
     git(["git", "init", "--quiet"])
     git(["git", "add", "other.py"])
     git(["git", *author, "commit", "--quiet", "-m", "somebody's environment"])
-    assert benchmark._commit() is None
+    assert benchmark.commit() is None
     git(["git", "add", "."])
     git(["git", *author, "commit", "--quiet", "-m", "one"])
     head = git(["git", "rev-parse", "HEAD"]).stdout.decode().strip()
-    assert benchmark._commit() == head
+    assert benchmark.commit() == head
     file.write_text("a = 2\n")
-    assert benchmark._commit() == f"{head}-dirty"
+    assert benchmark.commit() == f"{head}-dirty"

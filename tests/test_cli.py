@@ -1,13 +1,15 @@
 """What the command line promises: the library's verbs, one-line errors, a way to go on."""
 
+import dataclasses
 import json
 import random
+import shlex
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from coupled_adam import cli, training
+from coupled_adam import cli, experiments, presets, training
 from coupled_adam.training import load_run
 
 SMALL = ["--vocabulary-size", "300", "--steps", "4", "--batch-size", "2", "--device", "cpu"]
@@ -133,6 +135,107 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(text, tmp_path, monkeypat
     assert [json.loads(row)["step"] for row in rows] == [0, 1, 2, 3, 4]
 
 
+def test_evaluate_measures_a_run_and_records_it(text, tmp_path):
+    options = ["--optimizer", "adamw", "--seed", 3, "--evaluate-every", 2]
+    options += ["--evaluation-tokens", 256, "--checkpoint-every", 3]
+    result = invoke("train", "--text", text, *SMALL, *options, "--out", tmp_path / "my run")
+    assert result.exit_code == 0, result.output
+    out = tmp_path / "record.json"
+    described = ["--description", "made-up words", "--device", "cpu", "--out", out]
+    result = invoke("evaluate", tmp_path / "my run", "--text", text, *described)
+    assert result.exit_code == 0, result.output
+    record = experiments.read_record(out)
+    loss = load_run(tmp_path / "my run").final.validation_loss
+    assert record.final["validation_loss"] == pytest.approx(loss, rel=1e-6)
+    assert f"{loss:.4f}" in result.stdout and "WordSim-353" in result.stdout
+    assert record.metrics["step"].tolist() == [0, 2, 4]
+    assert record.text["description"] == "made-up words"
+    assert record.text["vocabulary_size"] == 300
+    # The command makes the same run, where the text lies at hand.
+    assert not [where for where in (tmp_path, text.parent) if str(where) in out.read_text()]
+    program, *words = shlex.split(record.command)
+    assert program == "coupled-adam" and words[-2:] == ["--out", "my run"]
+    words[words.index("--text") + 1] = str(text)
+    assert invoke(*words[:-1], tmp_path / "again").exit_code == 0
+    assert load_run(tmp_path / "again").config == record.config
+
+
+def test_evaluate_takes_the_word_pairs_that_it_is_given(text, tmp_path):
+    invoke("train", "--text", text, *SMALL, "--out", tmp_path / "run")
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.tsv").write_text("bal\tdem\t1\n" * 4)
+    files = ["--word-pairs", tmp_path / "one.tsv", "--word-pairs", tmp_path / "two.tsv"]
+    result = invoke("evaluate", tmp_path / "run", "--text", text, *files, "--tokens", 256)
+    assert result.exit_code == 0, result.output
+    assert "WordSim" not in result.stdout
+    assert "one" in result.stdout and "two" in result.stdout
+
+
+@pytest.mark.parametrize("preset", ["gpt2-124m", "gpt2-774m"])
+@pytest.mark.parametrize("processes", [1, 8])
+def test_the_recorded_command_asks_for_the_recorded_run(
+    text, tmp_path, monkeypatch, preset, processes
+):
+    """For a run that only a GPU can make: the command is read as the command line reads it."""
+    corpus = cli._corpus(str(text), 300, None)
+    changes = {"optimizer": "adamw", "seed": 2, "batch_size": 8}
+    changes |= {"accumulation": 4, "compiled": False, "warmup_steps": 7, "learning_rate": 1e-3}
+    config = cli._config(preset, corpus, changes)
+    described = {"environment": {"device": "cuda:0 (some GPU)", "processes": processes}}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    command = shlex.split(cli._train_command(tmp_path, config, str(text), None, corpus))
+    if processes > 1:
+        assert command[:4] == ["torchrun", "--standalone", "--nproc-per-node", "8"]
+        assert command[4:6] == ["-m", "coupled_adam.cli"]
+    words = command[command.index("train") :]
+    assert "--optimizer adamw --seed 2" in shlex.join(words)
+    assert words[words.index("--device") + 1] == "cuda"
+    words[words.index("--device") + 1] = "cpu"
+    words[words.index("--text") + 1] = str(text)
+    asked = []
+
+    def no_training(config, *_, **__):
+        asked.append(config)
+        raise ValueError("seen enough")
+
+    monkeypatch.setattr(cli, "train_run", no_training)
+    assert "seen enough" in invoke(*words).stderr
+    assert asked == [config]
+
+
+def test_the_commands_of_the_presets_work_in_small(text, tmp_path, monkeypatch):
+    """The same lines with a model and a text that any machine can do, run one after another."""
+    monkeypatch.chdir(tmp_path)
+    lines = presets.commands("gpt2-124m", "coupled", 1, str(text))
+    small = [*SMALL, "--preset", "small"]
+    given = {"prepare": SMALL[:2], "train": small, "evaluate": [], "export": []}
+    for name, options in given.items():
+        program, *words = shlex.split(lines[name])
+        assert program == "coupled-adam"
+        result = invoke(*words, *options)
+        assert result.exit_code == 0, result.output
+    assert experiments.read_record("gpt2-124m-coupled-1.json").config.seed == 1
+    assert (tmp_path / "hf" / "gpt2-124m-coupled-1" / "config.json").exists()
+    assert "pretrained=hf/gpt2-124m-coupled-1 " in lines["lm_eval"]
+
+
+def test_the_recorded_command_names_optimizer_and_seed_also_where_they_are_the_defaults(
+    text, tmp_path
+):
+    corpus = cli._corpus(str(text), 300, None)
+    described = {"environment": {"device": "cpu (some CPU)"}}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    config = cli._config("small", corpus, {})
+    command = cli._train_command(tmp_path, config, str(text), None, corpus)
+    assert "--vocabulary-size 300 --optimizer coupled --seed 0 --device cpu" in command
+
+
+def test_a_run_that_no_option_makes_has_no_command(text, tmp_path):
+    corpus = cli._corpus(str(text), 300, None)
+    config = dataclasses.replace(cli._config("small", corpus, {}), weight_decay=0.5)
+    assert cli._train_command(tmp_path, config, str(text), None, corpus) is None
+
+
 def test_export_writes_a_checkpoint(text, tmp_path):
     invoke("train", "--text", text, *SMALL, "--out", tmp_path / "run")
     result = invoke("export", tmp_path / "run", tmp_path / "hf")
@@ -153,6 +256,7 @@ def test_export_writes_a_checkpoint(text, tmp_path):
         ),
         (["prepare", "{text}", "--documents", "9"], "--documents is for streamed collections"),
         (["export", "{tmp}", "{tmp}/hf"], "it is not a run folder"),
+        (["evaluate", "{tmp}", "--text", "{text}"], "it is not a run folder"),
     ],
 )
 def test_what_is_refused_is_said_in_one_line(text, tmp_path, arguments, says):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from coupled_adam.gpt import GPT
-from coupled_adam.presets import PRESETS, preset_config
+from coupled_adam.presets import PRESETS, commands, preset_config
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,20 @@ def test_what_is_given_takes_the_place_of_the_preset_s():
 def test_an_unknown_preset_is_refused_by_name():
     with pytest.raises(ValueError, match=f"no preset 'gpt2': choose one of {', '.join(PRESETS)}"):
         preset_config("gpt2", 50_257)
+
+
+def test_commands_of_an_unknown_preset_are_refused():
+    with pytest.raises(ValueError, match="there is no preset 'gpt3'"):
+        commands("gpt3", "adamw", 1, "a.txt")
+
+
+def test_the_commands_hand_their_files_on():
+    lines = commands("gpt2-124m", "coupled", 2, "my books.txt")
+    assert list(lines) == ["prepare", "train", "evaluate", "export", "lm_eval"]
+    for name in ("prepare", "train", "evaluate"):
+        assert "'my books.txt'" in lines[name]
+    assert lines["train"].endswith("--out runs/gpt2-124m-coupled-2")
+    assert "evaluate runs/gpt2-124m-coupled-2 " in lines["evaluate"]
+    assert lines["export"].endswith("export runs/gpt2-124m-coupled-2 hf/gpt2-124m-coupled-2")
+    assert "pretrained=hf/gpt2-124m-coupled-2 " in lines["lm_eval"]
+    assert len(lines["lm_eval"].split("--tasks ")[1].split(",")) == 7

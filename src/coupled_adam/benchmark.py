@@ -311,15 +311,19 @@ def write_record(table: pd.DataFrame, path: str | Path) -> None:
     described["written"] = described.pop("started")
     del described["threads"]  # those of the measurements are in the table
     record = {
-        "environment": {**described, "commit": _commit()},
+        "environment": {**described, "commit": commit()},
         "results": json.loads(table.to_json(orient="records", double_precision=6)),
     }
     with whole_file(Path(path)) as file:
         file.write((json.dumps(record, indent=1) + "\n").encode())
 
 
-def _commit() -> str | None:
-    """The commit of this file, with "-dirty" if anything tracked was changed since, if known."""
+def commit() -> str | None:
+    """The library's commit, with "-dirty" if anything tracked was changed since; None if unknown.
+
+    It is known where the library runs from a checkout of the project, and not where it was
+    installed from a wheel.
+    """
     here = Path(__file__)
     for arguments in (
         ["ls-files", "--error-unmatch", here.name],  # or it lies in somebody else's checkout

@@ -1,11 +1,14 @@
-"""The command line: prepare a text, train on it, export what was trained; measure a step."""
+"""The command line: prepare a text, train on it, evaluate and export the run; measure a step."""
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,13 +16,15 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 import typer
+from tokenizers import Tokenizer
 
-from coupled_adam import text
-from coupled_adam.experiments import small_config
-from coupled_adam.presets import preset_config
+from coupled_adam import evaluation, text
+from coupled_adam.experiments import small_config, write_record
+from coupled_adam.presets import PRESETS, preset_config
 from coupled_adam.text import Corpus
+from coupled_adam.text.corpus import TOKENIZER_FILE
 from coupled_adam.text.streams import COLLECTIONS
-from coupled_adam.training import DivergedError, TrainingConfig
+from coupled_adam.training import CONFIG_FILE, DivergedError, TrainingConfig
 from coupled_adam.training import train as train_run
 
 SMALL = "small"
@@ -44,6 +49,9 @@ VocabularyOption = Annotated[
 ]
 DocumentsOption = Annotated[
     int | None, typer.Option(help="Of a streamed collection: the first so many; default: all.")
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")
 ]
 
 
@@ -108,9 +116,7 @@ def train(
     compiled: Annotated[bool | None, typer.Option(help="Use torch.compile.")] = None,
     vocabulary_size: VocabularyOption = None,
     documents: DocumentsOption = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")
-    ] = None,
+    device: DeviceOption = None,
 ) -> None:
     """Train one model, or go on with the run in the folder. Under torchrun: on many processes."""
     changes = {
@@ -129,8 +135,7 @@ def train(
     }
     given = {name: value for name, value in changes.items() if value is not None}
     with _errors_in_one_line(), _processes(device) as here:
-        default = SMALL_VOCABULARY if preset == SMALL else GPT2_VOCABULARY
-        corpus = _corpus(source, vocabulary_size or default, documents)
+        corpus = _corpus(source, vocabulary_size or _default_vocabulary(preset), documents)
         config = _config(preset, corpus, given)
         try:
             run = train_run(config, corpus, out, device=here)
@@ -145,6 +150,52 @@ def train(
                 f"isotropy {final.isotropy:.4f}, "
                 f"relative norm of the mean embedding {final.relative_mean_norm:.4f}"
             )
+
+
+@app.command()
+def evaluate(
+    run_folder: Annotated[Path, typer.Argument(help="What train wrote.")],
+    source: TextOption = "wikipedia",
+    documents: DocumentsOption = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="Validation tokens; default: as many as in training.", min=1)
+    ] = None,
+    word_pairs: Annotated[
+        list[Path] | None,
+        typer.Option(help="Word, word, score in each line; many times. Default: gensim's two."),
+    ] = None,
+    device: DeviceOption = None,
+    description: Annotated[str, typer.Option(help="What the text is, for the record.")] = "",
+    out: Annotated[Path | None, typer.Option(help="A file for the record as JSON.")] = None,
+) -> None:
+    """Measure a run on its text, and record the numbers with what they depend on."""
+    with _errors_in_one_line():
+        device = _device(device)
+        corpus = _corpus(source, _vocabulary_of(run_folder), documents)
+        files = {path.stem: path for path in word_pairs} if word_pairs else None
+        measured = evaluation.evaluate(
+            run_folder, corpus, tokens=tokens, word_pairs=files, device=device
+        )
+        _show_evaluation(measured)
+        if out is not None:
+            command = _train_command(run_folder, measured.run.config, source, documents, corpus)
+            write_record(measured, out, device=device, description=description, command=command)
+
+
+def _show_evaluation(measured: evaluation.Evaluation) -> None:
+    options = ("display.width", 200, "display.max_columns", None)
+    with pd.option_context(*options):
+        row = pd.Series(measured.row, dtype=object)  # or whole numbers would get decimals
+        typer.echo(row.to_string(float_format="{:.4f}".format))
+        for table in (measured.by_frequency, measured.word_pairs):
+            typer.echo("\n" + table.to_string(index=False, float_format="{:.4g}".format))
+    if measured.drift is not None:
+        shares = ", ".join(f"{100 * share:.0f}" for share in measured.drift.shares)
+        typer.echo(
+            f"\nthe mean embedding has moved by {measured.drift.distance:.4g}, cosine with minus "
+            f"the sign of the mean hidden state {measured.drift.against_hidden:.2f}; shares of the "
+            f"vocabulary's quarters in the move, rarest first, in percent: {shares}"
+        )
 
 
 @app.command()
@@ -213,19 +264,78 @@ def _corpus(source: str, vocabulary_size: int, documents: int | None) -> Corpus:
     return text.load(source, vocabulary_size)
 
 
+def _default_vocabulary(preset: str) -> int:
+    return SMALL_VOCABULARY if preset == SMALL else GPT2_VOCABULARY
+
+
 def _config(preset: str, corpus: Corpus, given: dict[str, object]) -> TrainingConfig:
     if preset == SMALL:
         return small_config(corpus, **given)
     return preset_config(preset, corpus.vocabulary_size, **given)
 
 
-@contextmanager
-def _processes(device: str | None) -> Iterator[str]:
-    """Join the other processes if torchrun has started some; yields the device to compute on."""
+def _vocabulary_of(run_folder: Path) -> int:
+    """The vocabulary size of the text that a run was trained on; the model's may be padded."""
+    path = run_folder / TOKENIZER_FILE
+    if not path.exists():
+        raise FileNotFoundError(f"{run_folder} has no {TOKENIZER_FILE}: it is not a run folder")
+    return Tokenizer.from_file(str(path)).get_vocab_size()
+
+
+def _train_command(
+    run_folder: Path, config: TrainingConfig, source: str, documents: int | None, corpus: Corpus
+) -> str | None:
+    """The command that repeats a run; None if its settings have no options."""
+    settable = inspect.signature(train).parameters
+    for preset in (SMALL, *PRESETS):
+        plain = _config(preset, corpus, {})
+        different = {
+            f.name: value
+            for f in fields(config)
+            if (value := getattr(config, f.name)) != getattr(plain, f.name)
+        }
+        if replace(plain, **{k: v for k, v in different.items() if k in settable}) == config:
+            break
+    else:
+        return None
+    described = json.loads((run_folder / CONFIG_FILE).read_text(encoding="utf-8"))["environment"]
+    processes = described.get("processes", 1)
+    command = ["coupled-adam"]
+    if processes > 1:
+        command = ["torchrun", "--standalone", "--nproc-per-node", str(processes)]
+        command += ["-m", "coupled_adam.cli"]
+    # The folder that a text lies in says nothing on another machine.
+    command += ["train", "--text", Path(source).name]
+    command += ["--preset", preset]
+    if corpus.vocabulary_size != _default_vocabulary(preset):
+        command += ["--vocabulary-size", str(corpus.vocabulary_size)]
+    if documents is not None:
+        command += ["--documents", str(documents)]
+    # These two always, also where they are the defaults of today.
+    named = {"optimizer": config.optimizer, "seed": config.seed}
+    for name, value in (named | different).items():
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            command.append(option if value else option.replace("--", "--no-"))
+        else:
+            command += [option, str(value)]
+    command += ["--device", described["device"].split()[0].split(":")[0]]
+    return shlex.join([*command, "--out", run_folder.name])
+
+
+def _device(device: str | None) -> str:
+    """The device that is asked for, or the best there is."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {device}: torch finds no CUDA device here; use --device cpu")
+    return device
+
+
+@contextmanager
+def _processes(device: str | None) -> Iterator[str]:
+    """Join the other processes if torchrun has started some; yields the device to compute on."""
+    device = _device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import NamedTuple
 
 from coupled_adam.gpt import GPTConfig
@@ -24,6 +25,17 @@ PRESETS = {
     "gpt2-355m": _Preset(24, 16, 1024, 3e-4, 4),
     "gpt2-774m": _Preset(36, 20, 1280, 2.5e-4, 8),
 }
+
+# The tasks of the paper's Acc, as lm-eval names them.
+ACCURACY_TASKS = (
+    "arc_easy",
+    "arc_challenge",
+    "hellaswag",
+    "lambada_openai",
+    "race",
+    "truthfulqa_mc2",
+    "winogrande",
+)
 
 
 def preset_config(name: str, vocabulary_size: int, **changes: object) -> TrainingConfig:
@@ -68,3 +80,34 @@ def preset_config(name: str, vocabulary_size: int, **changes: object) -> Trainin
         "compiled": True,
     }
     return TrainingConfig(**{**values, **changes})
+
+
+def commands(name: str, optimizer: str, seed: int, text: str) -> dict[str, str]:
+    """The command lines of the paper's tiny test, from a text to scores, on one GPU.
+
+    Args:
+        name: of the preset.
+        optimizer: "adamw", "coupled" or "sgd".
+        seed: of the run.
+        text: a file or folder of plain text, or the name of a streamed collection.
+
+    Returns:
+        In this order: ``prepare`` (once for all runs on the text), ``train`` (again after an
+        interruption), ``evaluate`` (writes the record), ``export``, and ``lm_eval`` (the tasks
+        of the paper's accuracy; it downloads them).
+
+    Raises:
+        ValueError: for an unknown preset.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"there is no preset {name!r}: choose one of {', '.join(PRESETS)}")
+    run, source = f"{name}-{optimizer}-{seed}", shlex.quote(text)
+    return {
+        "prepare": f"coupled-adam prepare {source}",
+        "train": f"coupled-adam train --text {source} --preset {name} --optimizer {optimizer} "
+        f"--seed {seed} --out runs/{run}",
+        "evaluate": f"coupled-adam evaluate runs/{run} --text {source} --out {run}.json",
+        "export": f"coupled-adam export runs/{run} hf/{run}",
+        "lm_eval": f"lm_eval --model hf --model_args pretrained=hf/{run} "
+        f"--tasks {','.join(ACCURACY_TASKS)}",
+    }

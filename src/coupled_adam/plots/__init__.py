@@ -47,6 +47,7 @@ from coupled_adam.plots.runs import (
     lengths_against_frequency,
     moment_against_frequency,
 )
+from coupled_adam.plots.scale import by_size, loss_by_frequency, path_of_mean, run_times
 from coupled_adam.plots.style import COLOURS, MARKERS, NAMES, panels
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "after_a_kick",
     "along_the_drift",
     "bowl_paths",
+    "by_size",
     "clouds",
     "clouds_before_and_after",
     "cosine_histogram",
@@ -71,6 +73,7 @@ __all__ = [
     "intervals",
     "learning_rates",
     "lengths_against_frequency",
+    "loss_by_frequency",
     "mean_cosine_of_shift",
     "memory_of_step",
     "moment_against_frequency",
@@ -78,7 +81,9 @@ __all__ = [
     "moments_by_process",
     "panels",
     "parts_of_step",
+    "path_of_mean",
     "repairs",
+    "run_times",
     "share_of_training",
     "step_by_noise",
     "step_by_row",
