@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -47,16 +46,18 @@ def path_of_mean(metrics: pd.DataFrame, limit: pd.Series) -> None:
             one run an optimizer.
         limit: how far the mean could have moved, by step; dashed in the left panel.
     """
-    with panels(2, width=8.4, height=3.6) as (left, right):
+    with panels(2, width=8.4, height=3.9) as (left, right):
         left.plot(limit.index, limit, "--", color=NEUTRAL, label="one full step each time")
         for name in _present(metrics["optimizer"]):
             rows = metrics[metrics["optimizer"] == name].sort_values("step")
-            look = {"color": COLOURS[name], "marker": MARKERS[name], "label": NAMES[name]}
-            left.plot(rows["step"], rows["mean_norm"], **look)
+            # What lies between two measurements is not known: the lines only guide the eye.
+            look = {"color": COLOURS[name], "marker": MARKERS[name], "markersize": 8,
+                    "linewidth": 0.8, "linestyle": ":"}  # fmt: skip
+            left.plot(rows["step"], rows["mean_norm"], **look, label=NAMES[name])
             right.plot(rows["step"], rows["relative_mean_norm"], **look)
         left.set(xlabel="step", ylabel=r"length of the mean, $\|\mu\|$", ylim=(0, None))
         right.set(xlabel="step", ylabel="relative mean norm", ylim=(0, None))
-        left.legend()
+        left.figure.legend(loc="outside upper center", ncols=3)
 
 
 def run_times(rates: np.ndarray, operations: Mapping[str, float]) -> None:
@@ -78,28 +79,33 @@ def run_times(rates: np.ndarray, operations: Mapping[str, float]) -> None:
         ax.legend()
 
 
-def loss_by_frequency(tables: Mapping[str, pd.DataFrame], guessing: float) -> None:
-    """Lines: the loss of rare and of frequent tokens, one line an optimizer.
+def loss_by_frequency(
+    panels_of_tables: Mapping[str, Mapping[str, pd.DataFrame]], guessing: float
+) -> None:
+    """Panels: the loss of rare and of frequent tokens, one line an optimizer.
 
     Args:
-        tables: as from ``evaluation.loss_by_frequency``, by optimizer; classes without a loss are
-            left out.
+        panels_of_tables: by title, tables as from ``evaluation.loss_by_frequency`` by optimizer,
+            all with the same classes; classes without a loss are left out.
         guessing: loss of a model that gives all tokens the same probability; dashed.
     """
-    with panels(height=3.6) as (ax,):
-        ax.axhline(guessing, color=NEUTRAL, linestyle="--", linewidth=1.2, label="guessing")
-        for name in _present(tables):
-            table = tables[name].dropna(subset="loss")
-            ax.plot(
-                table.index, table["loss"], marker=MARKERS[name], markersize=8,
-                color=COLOURS[name], label=NAMES[name],
-            )  # fmt: skip
-        classes = tables[next(iter(tables))]
-        borders = [f"$10^{{{np.log10(border):.0f}}}$" for border in classes["to"].iloc[:-1]]
-        between = [f"{low}\nto {high}" for low, high in pairwise(borders)]
-        ax.set_xticks(classes.index, [f"up to\n{borders[0]}", *between, f"above\n{borders[-1]}"])
-        ax.set(xlabel="frequency of the token", ylabel="loss (nats)", ylim=(0, None))
-        ax.legend()
+    columns = len(panels_of_tables)
+    with panels(columns, width=4.2 * columns, height=3.8, sharey=True) as axes:
+        for ax, (title, tables) in zip(axes, panels_of_tables.items(), strict=True):
+            ax.axhline(guessing, color=NEUTRAL, linestyle="--", linewidth=1.2, label="guessing")
+            for name in _present(tables):
+                table = tables[name].dropna(subset="loss")
+                ax.plot(
+                    table.index, table["loss"], marker=MARKERS[name], markersize=8,
+                    color=COLOURS[name], label=NAMES[name],
+                )  # fmt: skip
+            # A tick at each border, so that a marker stands between the frequencies of its class.
+            borders = tables[next(iter(tables))]["to"].iloc[:-1]
+            ticks = [f"$10^{{{np.log10(border):.0f}}}$" for border in borders]
+            ax.set_xticks(borders.index + 0.5, ticks)
+            ax.set(xlabel="frequency of the token", ylim=(0, None), title=title)
+        axes[0].set_ylabel("loss (nats)")
+        axes[0].legend(loc="lower left")
 
 
 def _present(names: object) -> list[str]:
