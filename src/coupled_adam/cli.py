@@ -355,7 +355,10 @@ def _errors_in_one_line() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:
-        _fail("out of GPU memory: raise --accumulation, which changes nothing but the memory used")
+        _fail(
+            "out of GPU memory: the same command with a larger --accumulation goes on with the "
+            "run; it changes nothing but the memory used"
+        )
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}")

@@ -150,6 +150,7 @@ BACKENDS: dict[str, Backend] = {
     "traced": Backend(
         {},
         dtypes=(torch.float32, torch.float64, torch.bfloat16),
+        variants=("default", "amsgrad", "maximize", "tensor lr"),
         shapes=((12, 5),),
         steps=5,
         wrap=lambda step: torch.compile(step, backend="eager"),
