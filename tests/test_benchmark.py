@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from functools import partial
 
 import pandas as pd
@@ -230,23 +229,3 @@ def test_a_record_is_of_one_device(table, tmp_path):
     both = pd.concat([table, table.assign(device="cuda")])
     with pytest.raises(ValueError, match="a record is of one device, this table has 2"):
         benchmark.write_record(both, tmp_path / "record.json")
-
-
-def test_the_commit_is_known_only_in_the_projects_own_checkout(tmp_path, monkeypatch):
-    git = partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True)
-    author = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
-    file = tmp_path / "benchmark.py"
-    file.write_text("a = 1\n")
-    monkeypatch.setattr(benchmark, "__file__", str(file))
-    assert benchmark.commit() is None
-    (tmp_path / "other.py").touch()
-    git(["git", "init", "--quiet"])
-    git(["git", "add", "other.py"])
-    git(["git", *author, "commit", "--quiet", "-m", "somebody's environment"])
-    assert benchmark.commit() is None
-    git(["git", "add", "."])
-    git(["git", *author, "commit", "--quiet", "-m", "one"])
-    head = git(["git", "rev-parse", "HEAD"]).stdout.decode().strip()
-    assert benchmark.commit() == head
-    file.write_text("a = 2\n")
-    assert benchmark.commit() == f"{head}-dirty"

@@ -344,7 +344,9 @@ def test_a_record_gives_back_what_was_measured(measured, corpus, written):
 def test_a_record_says_what_it_depends_on_and_nothing_of_this_machine_s_folders(measured, written):
     record = experiments.read_record(written)
     assert record.environment["torch"] == record.evaluated["torch"] == torch.__version__
-    assert {"device", "python", "threads", "processes", "started"} <= set(record.environment)
+    assert {"device", "python", "threads", "processes", "started", "commit"} <= set(
+        record.environment
+    )
     assert {"device", "python", "threads", "written", "commit"} <= set(record.evaluated)
     assert str(measured.run.folder.parent) not in written.read_text()
 
@@ -360,7 +362,8 @@ def test_a_record_is_json_without_nan(measured, written):
 
 def test_a_record_that_cannot_be_written_leaves_the_old_one(measured, written, monkeypatch):
     before = written.read_bytes()
-    monkeypatch.setattr(experiments, "commit", lambda: object())  # no JSON
+    unfit = {"started": "", "commit": object()}  # no JSON
+    monkeypatch.setattr(experiments, "environment", lambda _: unfit)
     with pytest.raises(TypeError):
         experiments.write_record(measured, written)
     assert written.read_bytes() == before and len(list(written.parent.iterdir())) == 1

@@ -656,6 +656,7 @@ def test_the_folder_says_what_was_run_on_what(corpus, tmp_path):
     assert described["config"]["model"]["width"] == 16
     assert described["corpus"]["fingerprint"] == corpus.fingerprint
     assert described["environment"]["torch"] == torch.__version__
+    assert described["environment"]["commit"] == training.commit()
     tokenizer = (tmp_path / "a" / "run" / "tokenizer.json").read_bytes()
     assert tokenizer == (corpus.folder / "tokenizer.json").read_bytes()
     assert load_run(tmp_path / "a" / "run").config == dataclasses.replace(
@@ -1025,3 +1026,23 @@ def test_a_whole_file_where_nothing_can_be_written(tmp_path):
     path = tmp_path / "no" / "x"
     with pytest.raises(OSError, match=f"could not write {path}: No such file"), whole_file(path):
         pass
+
+
+def test_the_commit_is_known_only_in_the_projects_own_checkout(tmp_path, monkeypatch):
+    git = functools.partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True)
+    author = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+    file = tmp_path / "training.py"
+    file.write_text("a = 1\n")
+    monkeypatch.setattr(training, "__file__", str(file))
+    assert training.commit() is None
+    (tmp_path / "other.py").touch()
+    git(["git", "init", "--quiet"])
+    git(["git", "add", "other.py"])
+    git(["git", *author, "commit", "--quiet", "-m", "somebody's environment"])
+    assert training.commit() is None
+    git(["git", "add", "."])
+    git(["git", *author, "commit", "--quiet", "-m", "one"])
+    head = git(["git", "rev-parse", "HEAD"]).stdout.decode().strip()
+    assert training.commit() == head
+    file.write_text("a = 2\n")
+    assert training.commit() == f"{head}-dirty"

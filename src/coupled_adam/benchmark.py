@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -311,31 +310,11 @@ def write_record(table: pd.DataFrame, path: str | Path) -> None:
     described["written"] = described.pop("started")
     del described["threads"]  # those of the measurements are in the table
     record = {
-        "environment": {**described, "commit": commit()},
+        "environment": described,
         "results": json.loads(table.to_json(orient="records", double_precision=6)),
     }
     with whole_file(Path(path)) as file:
         file.write((json.dumps(record, indent=1) + "\n").encode())
-
-
-def commit() -> str | None:
-    """The library's commit, with "-dirty" if anything tracked was changed since; None if unknown.
-
-    It is known where the library runs from a checkout of the project, and not where it was
-    installed from a wheel.
-    """
-    here = Path(__file__)
-    for arguments in (
-        ["ls-files", "--error-unmatch", here.name],  # or it lies in somebody else's checkout
-        ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-    ):
-        try:
-            answer = subprocess.run(
-                ["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=True
-            )
-        except (OSError, subprocess.CalledProcessError):
-            return None
-    return answer.stdout.strip()
 
 
 def _wait_for(device: str) -> None:

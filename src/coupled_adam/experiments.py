@@ -19,7 +19,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from coupled_adam import evaluation
-from coupled_adam.benchmark import commit
 from coupled_adam.evaluation import Drift, Evaluation
 from coupled_adam.gpt import GPT, GPTConfig
 from coupled_adam.presets import BATCH_SIZE, CONTEXT, PRESETS, commands
@@ -51,7 +50,7 @@ _BENCHMARKS = {
     "time of the optimizer's step": (
         "candidate",
         "coupled-adam bench --device cuda --shape 50304x768 --shape 50304x1600 "
-        "--dtype float32 --dtype bfloat16 --out step.json",
+        "--shape 128256x4096 --dtype float32 --dtype bfloat16 --out step.json",
     ),
     "throughput beside nanoGPT": (
         "tokens_per_second",
@@ -390,8 +389,9 @@ class Record:
         name: of the file, without its ending.
         config: model, recipe and seed.
         text: name, description, fingerprint, vocabulary size, training and validation tokens.
-        environment: of the training: device, versions, threads, processes, start.
-        evaluated: of the evaluation: the same, and the commit of the library (None if unknown).
+        environment: of the training: device, versions, commit of the library (None if unknown;
+            the first records lack it), threads, processes, start.
+        evaluated: of the evaluation: the same.
         command: repeats the run; None if the command line cannot.
         metrics: the evaluated steps, with the columns of ``training.Run.metrics``.
         final: the row of ``evaluation.Evaluation``; NaN where something could not be measured.
@@ -449,7 +449,7 @@ def write_record(
             "description": description,
         },
         "environment": described["environment"],
-        "evaluated": {**evaluated, "commit": commit()},
+        "evaluated": evaluated,
         "command": command,
         "metrics": _plain(run.metrics.dropna(subset="validation_loss")),
         "final": _plain(pd.DataFrame([measured.row]))[0],

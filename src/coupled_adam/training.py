@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import subprocess
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -735,13 +736,34 @@ def _could_not_write(path: Path, error: OSError) -> OSError:
     return OSError(error.errno, f"{reason}; free space or choose another folder, then call again")
 
 
+def commit() -> str | None:
+    """The library's commit, with "-dirty" if anything tracked was changed since; None if unknown.
+
+    It is known where the library runs from a checkout of the project, and not where it was
+    installed from a wheel.
+    """
+    here = Path(__file__)
+    for arguments in (
+        ["ls-files", "--error-unmatch", here.name],  # or it lies in somebody else's checkout
+        ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+    ):
+        try:
+            answer = subprocess.run(
+                ["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None
+    return answer.stdout.strip()
+
+
 def environment(device: str = "cpu") -> dict[str, Any]:
-    """What a number depends on besides code and data: versions, machine, threads, time."""
+    """What a number depends on besides data: versions, commit, machine, threads, time."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
     return {
         "device": f"{device} ({name})",
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "commit": commit(),
         "platform": platform.system(),
         "threads": torch.get_num_threads(),
         "processes": _Processes.present()[1],

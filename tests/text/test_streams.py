@@ -23,7 +23,7 @@ VOCABULARY = 300
 def small_shards(monkeypatch):
     monkeypatch.setattr(streams, "SHARD", 40)
     monkeypatch.setattr(streams, "HELD_OUT", 8)
-    monkeypatch.setattr(streams, "SAMPLE", 4000)
+    monkeypatch.setattr(streams, "sample_size", lambda _: 4000)
 
 
 def document(number: int) -> str:
@@ -62,7 +62,7 @@ def texts_of(corpus, part):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     patch = pytest.MonkeyPatch()
-    for name, value in (("SHARD", 40), ("HELD_OUT", 8), ("SAMPLE", 4000)):
+    for name, value in (("SHARD", 40), ("HELD_OUT", 8), ("sample_size", lambda _: 4000)):
         patch.setattr(streams, name, value)
     yield prepare(Collection(), tmp_path_factory.mktemp("whole"))
     patch.undo()
@@ -135,7 +135,7 @@ def test_a_killed_preparation_goes_on(whole, tmp_path):
         from pathlib import Path
         import test_streams as t
         streams = t.streams
-        streams.SHARD, streams.HELD_OUT, streams.SAMPLE = 40, 8, 4000
+        streams.SHARD, streams.HELD_OUT, streams.sample_size = 40, 8, lambda _: 4000
         kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
 
         class Deadly(t.Collection):

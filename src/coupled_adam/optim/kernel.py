@@ -58,19 +58,10 @@ def update(
     decay: float | Tensor,
     maximize: bool,
 ) -> None:
-    """Move the first moment and, by it, the parameter, both in place.
+    """As ``native.update``.
 
-    ``m += weight * (g - m)`` and ``p += decay * p + factor * m``, in float32.
-
-    Args:
-        parameter: shape [V, H].
-        gradient: shape [V, H].
-        first_moment: shape [V, H].
-        factor: minus step size over denominator, float32, shape [H].
-        weight: 1 - beta1.
-        decay: minus learning rate times weight decay; as a tensor of one number on the device, it
-            is read when the kernel runs, so that a captured graph follows it.
-        maximize: whether the gradient is taken with the opposite sign.
+    A ``decay`` that is a tensor of one number on the device is read when the kernel runs, so that
+    a captured graph follows it.
     """
     rows, columns = parameter.shape
     if not isinstance(decay, Tensor):

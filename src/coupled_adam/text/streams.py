@@ -22,12 +22,12 @@ from coupled_adam.text.tokens import (
     Part,
     checked_vocabulary_size,
     encoded,
+    sample_size,
     train_bpe,
     write_tokens,
 )
 
 SHARD = 10_000  # documents; what an interruption costs at most
-SAMPLE = 50_000_000  # characters that the BPE is trained on: 8 million yield too few tokens
 HELD_OUT = 200  # every so many documents one is for validation
 
 # Where ``datasets`` finds them: name and configuration.
@@ -86,9 +86,10 @@ def stream(
 ) -> Corpus:
     """Prepare a stream of documents; call again after an interruption to go on.
 
-    The BPE is trained on the first 50 million characters. Tokens are written in shards of 10,000
-    documents, each with its SHA-256; a shard that is missing or damaged is made (again), the
-    others are kept. From complete shards the token files are assembled and the shards removed.
+    The BPE is trained on the beginning, on 1,000 characters for each token and at least 8 million.
+    Tokens are written in shards of 10,000 documents, each with its SHA-256; a shard that is
+    missing or damaged is made (again), the others are kept. From complete shards the token files
+    are assembled and the shards removed.
 
     Args:
         name: what the text is called; with the numbers below it is what the cache knows it by.
@@ -127,7 +128,7 @@ def stream(
         "stream": name,
         "documents": documents,
         "vocabulary_size": vocabulary_size,
-        "sample": SAMPLE,
+        "sample": sample_size(vocabulary_size),
         "split": [SHARD, HELD_OUT],
     }
     folder = token_cache.entry(cache, recipe, write)
@@ -141,7 +142,7 @@ def _tokenizer(
 ) -> Tokenizer:
     path = parts / TOKENIZER_FILE
     if not _is_whole(path):
-        tokenizer = train_bpe(_sample(name, start), vocabulary_size)
+        tokenizer = train_bpe(_sample(name, start, sample_size(vocabulary_size)), vocabulary_size)
         if tokenizer.get_vocab_size() < vocabulary_size:
             raise TextError(
                 f"{name} is too small for a vocabulary of {vocabulary_size:,} tokens: it yields "
@@ -153,10 +154,10 @@ def _tokenizer(
     return tokenizer
 
 
-def _sample(name: str, start: Callable[[int], Iterable[str]]) -> Iterator[str]:
+def _sample(name: str, start: Callable[[int], Iterable[str]], most: int) -> Iterator[str]:
     size = 0
     for text in _unbroken(name, start, 0):
-        if size >= SAMPLE:
+        if size >= most:
             return
         size += len(text)
         yield text
