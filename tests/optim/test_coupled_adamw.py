@@ -4,6 +4,7 @@ import copy
 import inspect
 import io
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coupled_adam import CoupledAdamW
+from coupled_adam.optim import sharding
 from coupled_adam.optim.reference import coupled_adamw_reference
 
 VOCABULARY, WIDTH, STEPS = 12, 5, 100
@@ -374,11 +376,22 @@ class Wrapped(torch.Tensor):
         (torch.zeros(0, 4), "fewer than two rows"),
         (torch.zeros(4, 4, dtype=torch.complex64), "real floating-point"),
         (torch.zeros(4, 4).as_subclass(Wrapped), "plain dense tensors"),
+        (torch.zeros(4, 4).to_sparse(), "make it dense"),
     ],
 )
 def test_what_cannot_be_coupled_is_refused(parameter, message):
     with pytest.raises(ValueError, match=message):
         CoupledAdamW([parameter.requires_grad_()], coupled=True)
+
+
+def test_a_placement_that_says_nothing_of_rows_or_columns_is_refused(monkeypatch):
+    """As torch's next kind of shard may be."""
+    parameter = torch.nn.Parameter(torch.zeros(4, 4))
+    parameter.placements = [SimpleNamespace(is_partial=lambda: False, is_replicate=lambda: False)]
+    monkeypatch.setattr(sharding, "is_dtensor", lambda tensor: tensor is parameter)
+    monkeypatch.setattr(sharding, "local", lambda tensor: tensor)
+    with pytest.raises(ValueError, match="cannot tell whether it spreads rows or columns"):
+        CoupledAdamW([parameter], coupled=True)
 
 
 def test_an_empty_coupled_group_is_refused():
