@@ -134,8 +134,7 @@ def record(
     """
     keep = set(snapshots)
     lists: dict[str, list] = {"rate": [], "mean": [], "hidden": [], "std": [], "absent": []}
-    torch.manual_seed(config.seed)
-    start = GPT(config.model).output_embedding.detach().double()
+    start = evaluation.initial_embedding(config).double()
     embeddings = {0: start.numpy()}
     lists["mean"].append(start.mean(0).numpy())
     last: list[Step] = []
