@@ -1,0 +1,151 @@
+"""Files: written whole or not at all, locked between processes, hashed. The one place for each."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from coupled_adam.errors import RefusedError
+
+UNFINISHED = ".part"  # how the name of a file ends that is being written
+
+
+class InUseError(RefusedError):
+    """Another process holds the lock."""
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path as a user writes it, with ``~`` and ``~name`` replaced.
+
+    Raises:
+        RefusedError: if there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # no HOME, or nobody of that name
+        raise RefusedError(
+            f"{path}: there is no home folder for this name; write the path out in full"
+        ) from error
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Write a binary file that appears under its name whole or not at all.
+
+    A link stays, and the file that it leads to is replaced. What is no file, such as a device or a
+    named pipe, cannot appear at once: it is written through.
+
+    Args:
+        path: the final name; an existing file is replaced in one step.
+
+    Yields:
+        The open file to write into.
+
+    Raises:
+        OSError: if it cannot be written (a full disk, say); what was there is then as it was.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        if path.exists() and not path.is_file():
+            # Replaced by a file, /dev/null would fill the disk and a pipe would lose its reader.
+            with path.open("wb") as through:
+                yield through
+            return
+        final = Path(os.path.realpath(path))
+        # Not tempfile's: nobody but the owner may read what that makes.
+        temporary = final.with_name(f".{final.name}.{os.getpid()}{UNFINISHED}")
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, final)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise could_not_write(path, error) from error
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write bytes as a file that appears whole or not at all; see :func:`whole_file`."""
+    with whole_file(path) as file:
+        file.write(content)
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write JSON as a file that appears whole or not at all; NaN and infinity are refused.
+
+    Raises:
+        OSError: if it cannot be written.
+        ValueError: if a number is not finite.
+    """
+    write_whole(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def remove_unfinished(folder: Path, *names: str) -> None:
+    """Remove what killed processes have left of files with these names."""
+    for name in names:
+        for unfinished in folder.glob(f".{name}.*{UNFINISHED}"):
+            unfinished.unlink(missing_ok=True)
+
+
+def could_not_write(path: str | os.PathLike[str], error: OSError) -> OSError:
+    """An error that says which file could not be written, why, and what to do."""
+    reason = f"could not write {path}: {error.strerror or error}"
+    return OSError(error.errno, f"{reason}; free space or choose another place, then call again")
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str], *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock between processes, and between machines on one file system.
+
+    The operating system lets go of it when its holder dies. The lock file itself is never removed:
+    a process that waits for it could otherwise lock a file that nobody else sees.
+
+    Args:
+        path: the lock file; made if needed.
+        wait: until another process lets go.
+
+    Raises:
+        InUseError: if another process holds it and ``wait`` is False.
+        OSError: if the lock file cannot be made.
+    """
+    # Not at the top: reading a record needs no lock, and the optimizer needs none of this.
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        raise InUseError(f"{path} is locked by another process") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(content: Any) -> str:
+    """SHA-256 of bytes, of text as UTF-8, or of anything else as JSON with sorted keys."""
+    if not isinstance(content, bytes):
+        text = content if isinstance(content, str) else json.dumps(content, sort_keys=True)
+        content = text.encode()
+    return hashlib.sha256(content).hexdigest()
