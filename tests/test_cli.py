@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from coupled_adam import cli, experiments, presets, training
-from coupled_adam.training import load_run
+from coupled_adam import cli, experiments
+from coupled_adam.training import load_run, loop, presets
 
 SMALL = ["--vocabulary-size", "300", "--steps", "4", "--batch-size", "2", "--device", "cpu"]
 
@@ -118,18 +118,18 @@ def test_a_preset_gives_model_and_recipe(text, tmp_path, monkeypatch):
 
 def test_an_interrupted_run_says_how_to_go_on_and_does(text, tmp_path, monkeypatch):
     arguments = ["train", "--text", text, *SMALL, "--out", tmp_path / "run"]
-    batch = training._batch
+    batch = loop._batch
 
     def interrupt(corpus, config, step, device):
         if step == 3:
             raise KeyboardInterrupt
         return batch(corpus, config, step, device)
 
-    monkeypatch.setattr(training, "_batch", interrupt)
+    monkeypatch.setattr(loop, "_batch", interrupt)
     result = invoke(*arguments)
     assert result.exit_code == 130
     assert f"interrupted; the same command goes on with the run in {tmp_path}" in result.stderr
-    monkeypatch.setattr(training, "_batch", batch)
+    monkeypatch.setattr(loop, "_batch", batch)
     assert invoke(*arguments).exit_code == 0
     assert load_run(tmp_path / "run").metrics.step.tolist() == [0, 1, 2, 3, 4]
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -279,7 +279,7 @@ def test_a_mistake_of_ours_is_not_hidden(text, tmp_path, monkeypatch):
 
 
 def test_a_run_that_diverges_is_one_line_too(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_validation_loss", lambda *_: np.nan)
+    monkeypatch.setattr(loop, "_validation_loss", lambda *_: np.nan)
     result = invoke("train", "--text", text, *SMALL, "--out", tmp_path / "run")
     assert result.exit_code == 2
     assert "diverged at step 0: validation loss nan" in result.stderr

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from coupled_adam.experiments import interval
 from coupled_adam.plots.style import ACCENT, COLOURS, MARKERS, NAMES, NEUTRAL, panels
+from coupled_adam.statistics import interval
 
 Embeddings = Mapping[tuple[str, int], np.ndarray]
 

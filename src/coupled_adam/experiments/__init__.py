@@ -1,0 +1,31 @@
+"""Many runs: one watched step by step, arms and seeds side by side, and those that are recorded."""
+
+from coupled_adam.experiments.records import (
+    RECORDS,
+    WANTED,
+    Record,
+    outstanding,
+    read_record,
+    recorded_runs,
+    write_record,
+)
+from coupled_adam.experiments.sweep import Comparison, Outcome, compare, run_name, sweep
+from coupled_adam.experiments.trajectory import Trajectory, shares_by_step, watch
+
+__all__ = [
+    "RECORDS",
+    "WANTED",
+    "Comparison",
+    "Outcome",
+    "Record",
+    "Trajectory",
+    "compare",
+    "outstanding",
+    "read_record",
+    "recorded_runs",
+    "run_name",
+    "shares_by_step",
+    "sweep",
+    "watch",
+    "write_record",
+]
