@@ -3,7 +3,6 @@
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from coupled_adam import evaluation, geometry, text
+from coupled_adam import evaluation, experiments, geometry, text
 from coupled_adam.evaluation import TokenLosses, evaluate
 from coupled_adam.gpt import GPT, GPTConfig
 from coupled_adam.text import TextError
@@ -359,7 +358,7 @@ def test_a_run_in_bfloat16_is_measured_in_float32(corpus, config, tmp_path):
 
 
 def test_the_readme_of_the_data_names_every_column(measured):
-    described = (Path(evaluation.__file__).parent / "data" / "README.md").read_text()
+    described = (experiments.data_folder() / "README.md").read_text()
     columns = {*measured.row, *measured.by_frequency, *measured.word_pairs, *measured.drift._fields}
     columns |= {*measured.run.metrics}
     missing = [name for name in sorted(columns) if f"`{name}`" not in described]

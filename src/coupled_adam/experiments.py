@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +34,15 @@ from coupled_adam.training import (
     whole_file,
 )
 
-RECORDS = Path(__file__).parent / "data"
+
+def data_folder() -> Path:
+    """Where the recorded results lie: in a wheel in the package, in a checkout at its root."""
+    package = Path(str(resources.files("coupled_adam")))
+    inside = package / "data"
+    return inside if inside.is_dir() else package.parent.parent / "data"
+
+
+RECORDS = data_folder()
 _KIND = "training run"
 
 # The runs at the size of GPT-2 that the book wants: preset, optimizer, seed. The paper's seeds.
