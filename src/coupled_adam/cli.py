@@ -12,20 +12,24 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import pandas as pd
 import torch
 import torch.distributed as dist
-import typer
-from tokenizers import Tokenizer
 
-from coupled_adam import evaluation, text
-from coupled_adam.experiments import small_config, write_record
-from coupled_adam.presets import PRESETS, preset_config
-from coupled_adam.text import Corpus
-from coupled_adam.text.corpus import TOKENIZER_FILE
-from coupled_adam.text.streams import COLLECTIONS
-from coupled_adam.training import CONFIG_FILE, DivergedError, TrainingConfig
-from coupled_adam.training import train as train_run
+from coupled_adam.extras import needs
+
+with needs("cli"):
+    import pandas as pd
+    import typer
+    from tokenizers import Tokenizer
+
+    from coupled_adam import evaluation, text
+    from coupled_adam.experiments import small_config, write_record
+    from coupled_adam.presets import PRESETS, preset_config
+    from coupled_adam.text import Corpus
+    from coupled_adam.text.corpus import TOKENIZER_FILE
+    from coupled_adam.text.streams import COLLECTIONS
+    from coupled_adam.training import CONFIG_FILE, DivergedError, TrainingConfig
+    from coupled_adam.training import train as train_run
 
 SMALL = "small"
 SMALL_VOCABULARY, GPT2_VOCABULARY = 4096, 50_257
