@@ -8,4 +8,4 @@ book:
 	$(PYTHON) tools/environment.py tools/build_book.py
 
 test:
-	$(PYTHON) tools/environment.py -m pytest
+	$(PYTHON) tools/environment.py --test -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder

@@ -32,6 +32,11 @@ def build() -> Path:
     """
     start = time.monotonic()
     notebooks.execute_stale()
+    with notebooks.lock("html"):
+        return _build_pages(start)
+
+
+def _build_pages(start: float) -> Path:
     index = SITE / "index.html"
     paths = [notebooks.ROOT / name for name in PAGES]
     key = notebooks.hash_of([path for path in paths if path.exists()] + [notebooks.EXECUTED])

@@ -11,27 +11,31 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import pandas as pd
 import torch
 import torch.distributed as dist
-import typer
-from tokenizers import Tokenizer
 
-from coupled_adam import evaluation, text
-from coupled_adam.arms import ARMS
-from coupled_adam.experiments import write_record
-from coupled_adam.text import Corpus
-from coupled_adam.text.corpus import TOKENIZER_FILE
-from coupled_adam.text.streams import COLLECTIONS
-from coupled_adam.training import (
-    PRESETS,
-    DivergedError,
-    TrainingConfig,
-    preset_config,
-    small_config,
-)
-from coupled_adam.training import train as train_run
-from coupled_adam.training.folder import read_description
+from coupled_adam.extras import needs
+
+with needs("cli"):
+    import pandas as pd
+    import typer
+    from tokenizers import Tokenizer
+
+    from coupled_adam import evaluation, text
+    from coupled_adam.arms import ARMS
+    from coupled_adam.experiments import write_record
+    from coupled_adam.text import Corpus
+    from coupled_adam.text.corpus import TOKENIZER_FILE
+    from coupled_adam.text.streams import COLLECTIONS
+    from coupled_adam.training import (
+        PRESETS,
+        DivergedError,
+        TrainingConfig,
+        preset_config,
+        small_config,
+    )
+    from coupled_adam.training import train as train_run
+    from coupled_adam.training.folder import read_description
 
 SMALL = "small"
 SMALL_VOCABULARY, GPT2_VOCABULARY = 4096, 50_257

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from coupled_adam.errors import RefusedError
+from coupled_adam.extras import needs
 from coupled_adam.files import write_whole
 from coupled_adam.gpt import GPT, GPTConfig
 from coupled_adam.text import END_OF_TEXT
 from coupled_adam.text.corpus import TOKENIZER_FILE
 from coupled_adam.training import load_run
+
+with needs("cli"):
+    from safetensors.torch import save
+    from tokenizers import Tokenizer
 
 
 def export(run_folder: str | Path, folder: str | Path) -> None:

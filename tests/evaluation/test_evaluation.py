@@ -10,11 +10,10 @@ import pytest
 import torch
 from scipy import stats
 
-from coupled_adam import evaluation, geometry, text
+from coupled_adam import evaluation, experiments, geometry, text
 from coupled_adam.evaluation import TokenLosses, evaluate, words
 from coupled_adam.evaluation import losses as losses_module
 from coupled_adam.evaluation import run as run_module
-from coupled_adam.experiments import RECORDS
 from coupled_adam.gpt import GPT, GPTConfig
 from coupled_adam.text import TextError
 from coupled_adam.training import TrainingConfig, initial_embedding, padded_vocabulary, train
@@ -361,7 +360,7 @@ def test_a_run_in_bfloat16_is_measured_in_float32(corpus, config, tmp_path):
 
 
 def test_the_readme_of_the_data_names_every_column(measured):
-    described = (RECORDS / "README.md").read_text()
+    described = (experiments.data_folder() / "README.md").read_text()
     columns = {*measured.row, *measured.by_frequency, *measured.word_pairs, *measured.drift._fields}
     columns |= {*measured.run.metrics}
     missing = [name for name in sorted(columns) if f"`{name}`" not in described]

@@ -1,16 +1,20 @@
 """Many runs: one watched step by step, arms and seeds side by side, and those that are recorded."""
 
-from coupled_adam.experiments.records import (
-    RECORDS,
-    WANTED,
-    Record,
-    outstanding,
-    read_record,
-    recorded_runs,
-    write_record,
-)
-from coupled_adam.experiments.sweep import Comparison, Outcome, compare, run_name, sweep
-from coupled_adam.experiments.trajectory import Trajectory, shares_by_step, watch
+from coupled_adam.extras import needs
+
+with needs("cli"):
+    from coupled_adam.experiments.records import (
+        RECORDS,
+        WANTED,
+        Record,
+        data_folder,
+        outstanding,
+        read_record,
+        recorded_runs,
+        write_record,
+    )
+    from coupled_adam.experiments.sweep import Comparison, Outcome, compare, run_name, sweep
+    from coupled_adam.experiments.trajectory import Trajectory, shares_by_step, watch
 
 __all__ = [
     "RECORDS",
@@ -20,6 +24,7 @@ __all__ = [
     "Record",
     "Trajectory",
     "compare",
+    "data_folder",
     "outstanding",
     "read_record",
     "recorded_runs",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,15 @@ from coupled_adam.training import PRESETS, TrainingConfig, commands
 from coupled_adam.training.folder import read_description
 from coupled_adam.training.presets import BATCH_SIZE, CONTEXT
 
-RECORDS = Path(__file__).parent / "data"
+
+def data_folder() -> Path:
+    """Where the recorded results lie: in a wheel in the package, in a checkout at its root."""
+    package = Path(str(resources.files("coupled_adam")))
+    inside = package / "data"
+    return inside if inside.is_dir() else package.parent.parent / "data"
+
+
+RECORDS = data_folder()
 _KIND = "training run"
 
 # The runs at the size of GPT-2 that the book wants: preset, optimizer, seed. The paper's seeds.
