@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +34,51 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         raise RefusedError(
             f"{path}: there is no home folder for this name; write the path out in full"
         ) from error
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """A small text file of the user's, as whatever editor has saved it.
+
+    A byte-order mark is no part of the text, neither at its beginning nor, in a file that was
+    joined from several, at the beginning of a line. Line ends become ``\\n``.
+
+    Args:
+        path: the file, in UTF-8; ``~`` is replaced.
+
+    Returns:
+        The text.
+
+    Raises:
+        RefusedError: if it is not UTF-8; the message names the file and the byte.
+        OSError: if it cannot be read; the error names the file.
+    """
+    path = user_path(path)
+    content = path.read_bytes()
+    if encoding := other_unicode(content):
+        raise RefusedError(f"{path} is {encoding}, not UTF-8: save it again in UTF-8")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise RefusedError(
+            f"{path} is not UTF-8: byte {error.start:,} of it is 0x{content[error.start]:02x} "
+            f"({error.reason}); save it again in UTF-8"
+        ) from error
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return re.sub("^\ufeff+", "", text, flags=re.MULTILINE)
+
+
+def other_unicode(beginning: bytes) -> str | None:
+    """The name of the encoding, if text begins as UTF-16 or UTF-32 do; with or without a mark."""
+    # The mark of UTF-32 begins with that of UTF-16.
+    if beginning.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "UTF-32"
+    if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16"
+    # Without a mark every second byte, or three of four, are zero as long as the text is ASCII.
+    even, odd = beginning[:64:2], beginning[1:64:2]
+    if len(beginning) >= 4 and (any(even) != any(odd)):
+        return "UTF-32" if not any(beginning[1:4]) or not any(beginning[:3]) else "UTF-16"
+    return None
 
 
 @contextmanager
