@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from coupled_adam.errors import RefusedError
 from coupled_adam.gpt import GPT
 from coupled_adam.text import Corpus
+from coupled_adam.text.windows import spaced_windows
 
 # Borders of the frequency classes: shares of the training text, so that texts of different
 # lengths have the same classes. With 46 million tokens the rarest class occurs up to 45 times.
@@ -58,26 +59,18 @@ def token_losses(model: GPT, corpus: Corpus, tokens: int) -> TokenLosses:
         RefusedError: if the validation text is shorter than one window, or has tokens that the
             model lacks.
     """
-    length, text = model.config.context, corpus.validation
-    if len(text) <= length:
-        raise RefusedError(
-            f"the validation text of {corpus.name!r} has {len(text)} tokens, but one window needs "
-            f"{length + 1}: use more text"
-        )
     size = corpus.vocabulary_size
     if size > model.config.vocabulary_size:
         raise RefusedError(
             f"the corpus {corpus.name!r} has {size} tokens, the model only "
             f"{model.config.vocabulary_size}: this model was made for another text"
         )
-    count = max(1, min(tokens, len(text) - 1) // length)
-    starts = np.linspace(0, len(text) - length - 1, count).astype(np.int64)
-    at_once = max(1, _LOGITS_AT_ONCE // (length * model.config.vocabulary_size))
+    windows = spaced_windows(corpus.validation, model.config.context, tokens)
+    at_once = max(1, _LOGITS_AT_ONCE // (model.config.context * model.config.vocabulary_size))
     sums, counts = np.zeros(size), np.zeros(size, np.int64)
     hidden_sum = torch.zeros(model.config.width, dtype=torch.float64)
-    for some in np.array_split(starts, math.ceil(count / at_once)):
-        windows = text[some[:, None] + np.arange(length + 1)].astype(np.int64)
-        both = torch.from_numpy(windows).to(model.embedding.device)
+    for some in np.array_split(windows, math.ceil(len(windows) / at_once)):
+        both = torch.from_numpy(some).to(model.embedding.device)
         hidden, targets = model.hidden_states(both[:, :-1]), both[:, 1:].flatten()
         losses = F.cross_entropy(model.head(hidden).flatten(0, 1), targets, reduction="none")
         found = targets.cpu().numpy()

@@ -16,6 +16,7 @@ from scipy import stats
 from torch import Tensor
 
 from coupled_adam.errors import RefusedError
+from coupled_adam.files import read_text
 from coupled_adam.text import Corpus, TextError
 
 # Word pairs with human scores that gensim carries in its test data.
@@ -65,10 +66,7 @@ def read_word_pairs(path: str | Path) -> pd.DataFrame:
         RefusedError: if a line is something else, or the file holds no pair.
         OSError: if the file cannot be read.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise RefusedError(f"{path} is not UTF-8 text ({error}): save it again in UTF-8") from error
+    lines = read_text(path).splitlines()
     pairs = []
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):

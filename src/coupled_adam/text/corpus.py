@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from coupled_adam.errors import RefusedError
 from coupled_adam.text.cache import read_meta
 
 END_OF_TEXT = "<|endoftext|>"
@@ -21,7 +22,7 @@ COUNTS_FILE = "counts.bin"
 CLASSES_FILE = "classes.bin"
 
 
-class TextError(ValueError):
+class TextError(RefusedError):
     """A text that cannot be used, or a setting that does not fit it; says which and why."""
 
 

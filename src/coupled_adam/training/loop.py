@@ -21,6 +21,7 @@ from coupled_adam.arms import Arm, arm, make_optimizers
 from coupled_adam.errors import RefusedError
 from coupled_adam.gpt import GPT
 from coupled_adam.text import Corpus
+from coupled_adam.text.windows import random_windows, spaced_windows
 from coupled_adam.training.config import TrainingConfig, padded_vocabulary
 from coupled_adam.training.folder import (
     CHECKPOINT_FILE,
@@ -383,14 +384,9 @@ def _batches(
 
 def _batch(corpus: Corpus, config: TrainingConfig, step: int, device: str) -> Batch:
     """The batch of a step: a function of seed and step alone, so that resuming needs no state."""
-    length = config.model.context
     random = np.random.default_rng([config.seed, step])
-    starts = random.integers(0, len(corpus.train) - length, size=config.batch_size)
-    return _on_device(_windows(corpus.train, starts, length), device)
-
-
-def _windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    return tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)
+    windows = random_windows(corpus.train, config.model.context, config.batch_size, random)
+    return _on_device(windows, device)
 
 
 def _on_device(windows: np.ndarray, device: str) -> Batch:
@@ -407,18 +403,16 @@ def _validation_loss(
     model: GPT, corpus: Corpus, config: TrainingConfig, processes: Processes
 ) -> float:
     """Mean loss on evenly spaced windows of the validation text."""
-    length, device = config.model.context, str(model.embedding.device)
-    count = max(1, min(config.evaluation_tokens, len(corpus.validation) - 1) // length)
-    starts = np.linspace(0, len(corpus.validation) - length - 1, count).astype(np.int64)
+    device = str(model.embedding.device)
+    windows = spaced_windows(corpus.validation, config.model.context, config.evaluation_tokens)
     at_once = config.batch_size // (processes.pieces * processes.count)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    mine = starts[processes.rank :: processes.count]  # none, if there are fewer than processes
+    mine = windows[processes.rank :: processes.count]  # none, if there are fewer than processes
     for some in np.array_split(mine, math.ceil(len(mine) / at_once)) if len(mine) else ():
-        batch = _on_device(_windows(corpus.validation, some, length), device)
         with _precision(config, device):
-            loss = model(*batch)
+            loss = model(*_on_device(some, device))
         total += loss.double() * len(some)
-    return processes.total(total).item() / count
+    return processes.total(total).item() / len(windows)
 
 
 def _precision(config: TrainingConfig, device: str) -> AbstractContextManager[object]:
