@@ -182,7 +182,8 @@ def test_the_recorded_command_asks_for_the_recorded_run(
     changes = {"optimizer": "adamw", "seed": 2, "batch_size": 8}
     changes |= {"accumulation": 4, "compiled": False, "warmup_steps": 7, "learning_rate": 1e-3}
     config = cli._config(preset, corpus, changes)
-    described = {"environment": {"device": "cuda:0 (some GPU)", "processes": processes}}
+    session = {"device": "cuda:0 (some GPU)", "processes": processes}
+    described = {"config": config.to_json(), "corpus": {}, "sessions": [session]}
     (tmp_path / "config.json").write_text(json.dumps(described))
     command = shlex.split(cli._train_command(tmp_path, config, str(text), None, corpus))
     if processes > 1:
@@ -224,9 +225,10 @@ def test_the_recorded_command_names_optimizer_and_seed_also_where_they_are_the_d
     text, tmp_path
 ):
     corpus = cli._corpus(str(text), 300, None)
-    described = {"environment": {"device": "cpu (some CPU)"}}
-    (tmp_path / "config.json").write_text(json.dumps(described))
     config = cli._config("small", corpus, {})
+    session = {"device": "cpu (some CPU)"}
+    described = {"config": config.to_json(), "corpus": {}, "sessions": [session]}
+    (tmp_path / "config.json").write_text(json.dumps(described))
     command = cli._train_command(tmp_path, config, str(text), None, corpus)
     assert "--vocabulary-size 300 --optimizer coupled --seed 0 --device cpu" in command
 

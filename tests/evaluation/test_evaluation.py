@@ -140,7 +140,7 @@ def test_the_size_of_the_pieces_does_not_matter(corpus, config, monkeypatch):
 
 def test_a_text_that_does_not_fit_the_model_is_refused(corpus, config):
     long = GPT(replace(config.model, context=len(corpus.validation)))
-    with pytest.raises(ValueError, match=r"one window needs \d+: use more text"):
+    with pytest.raises(ValueError, match=r"one window needs [\d,]+: use more text"):
         evaluation.token_losses(long, corpus, 100)
     with pytest.raises(ValueError, match="the model only 64: this model was made for another"):
         evaluation.token_losses(GPT(replace(config.model, vocabulary_size=64)), corpus, 100)

@@ -565,6 +565,8 @@ def test_a_run_may_go_on_in_other_pieces(corpus, tmp_path):
     after = json.loads((folder / "config.json").read_text())
     assert before["config"].pop("accumulation") == 1
     assert after["config"].pop("accumulation") == 4
+    assert [session["first_step"] for session in before.pop("sessions")] == [1]
+    assert [session["first_step"] for session in after.pop("sessions")] == [1, 5]
     assert before == after
     assert files_of(folder) == WHOLE
 
@@ -575,7 +577,7 @@ def script(body, *arguments):
         import os, resource, signal, sys
         from pathlib import Path
         from coupled_adam.text.corpus import open_corpus
-        from test_training import make_config, run
+        from test_loop import make_config, run
         """
     source = textwrap.dedent(imports) + textwrap.dedent(body)
     environment = {

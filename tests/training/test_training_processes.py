@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
-from test_training import assert_same_run, assert_same_tree, checkpoint_of, files_of, steps_in
+from test_loop import assert_same_run, assert_same_tree, checkpoint_of, files_of, steps_in
 
 from coupled_adam import training
 from coupled_adam.arms import ARMS
@@ -136,7 +136,7 @@ def test_a_folder_is_written_once_and_goes_on(together, corpus, tmp_path):
     )
     assert files_of(halted.folder) == files_of(whole.folder)
     described = json.loads((whole.folder / "config.json").read_text())
-    assert described["environment"]["processes"] == PROCESSES
+    assert described["sessions"][-1]["processes"] == PROCESSES
 
 
 def test_a_run_of_two_processes_can_go_on_in_one(together, corpus, tmp_path):

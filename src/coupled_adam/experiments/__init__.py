@@ -13,7 +13,14 @@ with needs("cli"):
         recorded_runs,
         write_record,
     )
-    from coupled_adam.experiments.sweep import Comparison, Outcome, compare, run_name, sweep
+    from coupled_adam.experiments.sweep import (
+        Comparison,
+        Outcome,
+        compare,
+        comparison,
+        run_name,
+        run_sweep,
+    )
     from coupled_adam.experiments.trajectory import Trajectory, shares_by_step, watch
 
 __all__ = [
@@ -24,13 +31,14 @@ __all__ = [
     "Record",
     "Trajectory",
     "compare",
+    "comparison",
     "data_folder",
     "outstanding",
     "read_record",
     "recorded_runs",
     "run_name",
+    "run_sweep",
     "shares_by_step",
-    "sweep",
     "watch",
     "write_record",
 ]

@@ -117,9 +117,9 @@ def compare(
         corpus: text to train on.
         optimizers: names of arms; all of ``arms.ARMS`` if not given.
         seeds: one run of each arm a seed.
-        folder: see ``sweep``.
-        workers: see ``sweep``.
-        progress: see ``sweep``.
+        folder: see ``run_sweep``.
+        workers: see ``run_sweep``.
+        progress: see ``run_sweep``.
 
     Returns:
         The table of all metrics, and the trained embeddings.
@@ -131,7 +131,9 @@ def compare(
     configs = [replace(config, optimizer=name, seed=seed) for seed in seeds for name in names]
     if not configs:
         raise RefusedError("nothing to compare: give at least one optimizer and one seed")
-    outcomes = sweep([(one, corpus) for one in configs], folder, workers=workers, progress=progress)
+    outcomes = run_sweep(
+        [(one, corpus) for one in configs], folder, workers=workers, progress=progress
+    )
     return comparison(outcomes)
 
 
@@ -160,7 +162,7 @@ def comparison(outcomes: Iterable[Outcome]) -> Comparison:
     )
 
 
-def sweep(
+def run_sweep(
     jobs: Iterable[Job],
     folder: str | Path | None = None,
     *,
