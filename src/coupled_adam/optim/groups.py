@@ -161,7 +161,10 @@ def _one_given(model: nn.Module, vocabulary: Vocabulary, entry: nn.Module | Tens
 
 
 def _by_name(model: nn.Module, name: str) -> nn.Module | Tensor | None:
-    for known in (dict(model.named_parameters(remove_duplicate=False)), dict(model.named_modules())):
+    for known in (
+        dict(model.named_parameters(remove_duplicate=False)),
+        dict(model.named_modules()),
+    ):
         bare = {names_without_wrappers(own): value for own, value in known.items()}
         value = known.get(name, bare.get(names_without_wrappers(name)))
         if value is not None:

@@ -18,22 +18,37 @@ from torch.nn.utils import parametrize
 
 NAME_THEM = "param_groups(model, embeddings=[model.token_embedding, model.output_head])"
 
+
+def _words(text: str) -> list[str]:
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", text)
+    return [word for word in re.split(r"[^a-z]+", spaced.lower()) if word]
+
+
 # Words in the names of tables that code bases give to what is no token.
 _NO_TOKENS = frozenset(
-    "wpe pe pos position positions positional absolute sinusoidal rotary relative rel bias "
-    "segment segments seg type types time timestep timesteps row column col level levels lang "
-    "query queries quantize quantizer codebook patch patches image images pixel vision visual label labels class cls mask ngram "
-    "speaker task modality latent latents register registers expert experts router".split()
+    _words(
+        "wpe pe pos position positions positional absolute sinusoidal rotary relative rel distance "
+        "bias segment segments seg type types time timestep timesteps freq row column col level "
+        "levels lang query queries quantize quantizer codebook patch patches image images pixel "
+        "vision visual label labels class cls mask ngram speaker task modality latent latents "
+        "register registers expert experts router point points reference norm scale shift"
+    )
 )
 # And to tokens. "words" alone, "inputs" and the like name too much else.
 _TOKENS = frozenset(
-    "wte tok toks token tokens word vocab vocabulary subword src source tgt trg target encoder "
-    "decoder".split()
+    _words(
+        "wte tok toks token tokens word vocab vocabulary subword src source tgt trg target encoder "
+        "decoder"
+    )
 )
+# Of modded-nanogpt and nanochat: what attention adds to its values for each token.
+_VALUES = frozenset(_words("value values ve"))
 # Say that something is embedded, not what.
 _SAYS_NOTHING = frozenset(
-    "emb embs embed embeds embedded embedding embeddings embedder layer layers table tables lookup "
-    "weight weights module modules base default original wrapped".split()
+    _words(
+        "emb embs embed embeds embedded embedding embeddings embedder layer layers table tables "
+        "lookup weight weights module modules to save base default original wrapped"
+    )
 )
 # Heads, by names that are used for nothing else.
 _HEADS = re.compile(r"(^|\.)(lm_heads?|embed_out|unembed|unembedding|to_logits|vocab_projector)\b")
@@ -77,11 +92,12 @@ class Weight:
         """
         if self._parameter is None:
             shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
+            largest = max(self.parameters, key=lambda name: self.parameters[name].numel())
             raise ValueError(
                 f"the weight of {self.path!r} is computed by {self.computed} from {shapes}, none "
                 "of which alone is the table of the tokens, so what should be coupled cannot be "
                 "told: take it off the embedding before the optimizer is made, or name the matrix "
-                f"that is to be coupled, as in embeddings=[{max(shapes, key=len)!r}]"
+                f"that is to be coupled, as in embeddings=[{largest!r}]"
             )
         return self._parameter
 
@@ -175,13 +191,16 @@ class Vocabulary:
         for table in self.tables:
             names[table.key] = names.get(table.key, True) and _no_tokens(table)
         candidates = [table for table in self.tables if not names[table.key]]
-        asked = [w for w in self._asked("get_input_embeddings", "get_output_embeddings") if w.lookup]
+        asked = [
+            w for w in self._asked("get_input_embeddings", "get_output_embeddings") if w.lookup
+        ]
         asked = [table for table in asked if table in candidates]
         sure = tied or self._by_shape(candidates, asked) or asked or self._by_name(candidates)
-        if not sure:
-            return []
+        keys = _keys(sure)
+        # Methods that know nothing of the table that is a head's are not believed.
+        if not keys.isdisjoint(_keys(asked)):
+            keys |= _keys(asked)
         rows = {table.shape[0] for table in sure}
-        keys = {table.key for table in [*sure, *asked]}
         inside = tuple(f"{table.path}." for table in sure)
         return [
             table
@@ -190,8 +209,8 @@ class Vocabulary:
             or (
                 table in candidates
                 and (
-                    table.shape[0] in rows
-                    or table.says(_TOKENS)
+                    (sure and table.says(_TOKENS))
+                    or (table.shape[0] in rows and table.says(_VALUES))
                     or table.path.startswith(inside)
                 )
             )
@@ -200,25 +219,24 @@ class Vocabulary:
     def _by_shape(self, candidates: list[Weight], asked: list[Weight]) -> list[Weight]:
         """The tables that have the shape of an output head, whichever way that is stored."""
         shaped = [table for table in candidates if self._exact(table)]
-        if len({table.shape[0] for table in shaped}) < 2 and not (
-            asked and shaped and _keys(asked).isdisjoint(_keys(shaped))
-        ):
-            return shaped
-        # A classifier may have as many labels as another table has rows.
         both = [table for table in shaped if table.key in _keys(asked)]
-        if both:
+        if both or not shaped:
             return both
         if asked:
+            # A classifier may have as many labels as another table has rows.
             most = max(table.shape[0] for table in [*shaped, *asked])
-            return [table for table in [*shaped, *asked] if table.shape[0] == most]
-        named = [table for table in shaped if table.says(_TOKENS)]
-        return named or _cannot_tell(shaped)
+            shaped = [table for table in [*shaped, *asked] if table.shape[0] == most]
+        if len(_keys(shaped)) < 2:
+            return shaped
+        return [table for table in shaped if table.says(_TOKENS)] or _cannot_tell(shaped)
 
     def _by_name(self, candidates: list[Weight]) -> list[Weight]:
-        if len(_keys(candidates)) < 2:
-            return candidates
-        outside = [table for table in candidates if not self._in_stack(table.path, 0)]
-        candidates = outside or candidates
+        # In a layer of a stack there are tables of distances.
+        candidates = [
+            table
+            for table in candidates
+            if table.says(_TOKENS) or not self._in_stack(table.path, 0)
+        ]
         if len(_keys(candidates)) < 2:
             return candidates
         named = [table for table in candidates if table.says(_TOKENS)]
@@ -264,6 +282,8 @@ class Vocabulary:
                 if found.weight.known_axis in (None, found.vocabulary_dim)
             ]
         distinct = _distinct(candidates)
+        if len(distinct) > 1 and self._says_that_it_has_no_head():
+            return []
         if len(distinct) > 1 and not all(_HEADS.search(found.weight.path) for found in distinct):
             # With as many bytes as coordinates, say, every projection looks like an output head.
             raise ValueError(
@@ -331,6 +351,7 @@ class Vocabulary:
                 len(axes) == 1
                 and weight.known_axis in (None, axes[0])
                 and not self._in_stack(weight.path, 0)
+                and self._after_stacks(weight)
             ):
                 declared.append(Found(weight, axes[0]))
         named = [w for w in self.others if _HEADS.search(w.path) and w.known_axis is not None]
@@ -375,7 +396,7 @@ class Vocabulary:
                     continue
                 try:
                     returned.append(method(module))
-                except Exception:  # noqa: BLE001, S112
+                except Exception:
                     # CLIP raises NotImplementedError, others want arguments: then it says nothing.
                     continue
         weights = []
@@ -386,9 +407,30 @@ class Vocabulary:
             lists = isinstance(module, nn.ModuleList)
             for part in module if lists else [module]:
                 held = self.of(part)
-                if len(_keys(held)) == 1:
+                # Several of one shape: a wrapper that keeps the original beside a copy to train.
+                if len({w.shape for w in held}) == 1:
                     weights += [w for w in held if w.lookup or _may_be_head(w)]
         return weights
+
+    def _says_that_it_has_no_head(self) -> bool:
+        for module in self.model.modules():
+            method = getattr(type(module), "get_output_embeddings", None)
+            if method is not None:
+                try:
+                    return method(module) is None
+                except Exception:
+                    return False
+        return False
+
+    def _after_stacks(self, weight: Weight) -> bool:
+        """Whether a layer comes last, as a head does; for a bare matrix order says nothing."""
+        later = False
+        for path, module in self.model.named_modules():
+            if path in self._layers:
+                later = False
+            elif module is weight.owner:
+                later = True
+        return later or weight.known_axis is None
 
     def _in_stack(self, path: str, below: int) -> bool:
         parts = path.split(".")
@@ -489,11 +531,6 @@ def _no_tokens(weight: Weight) -> bool:
     return weight.says(_NO_TOKENS) or not _NO_TOKENS.isdisjoint(kind)
 
 
-def _words(name: str) -> list[str]:
-    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
-    return [word for word in re.split(r"[^a-z]+", spaced.lower()) if word]
-
-
 def _telling_words(path: str) -> set[str]:
     for part in reversed(path.split(".")):
         words = set(_words(part)) - _SAYS_NOTHING
@@ -508,7 +545,9 @@ def _layers_of_stacks(model: nn.Module) -> set[str]:
     for path, module in model.named_modules(remove_duplicate=False):
         if not isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential):
             continue
-        children = {name: child for name, child in module.named_children() if list(child.children())}
+        children = {
+            name: child for name, child in module.named_children() if list(child.children())
+        }
         kinds = [type(child) for child in children.values()]
         for name, child in children.items():
             if isinstance(module, nn.ModuleList) or kinds.count(type(child)) > 1:
