@@ -1,0 +1,77 @@
+"""Write the editions of the chapters from their sources, in seconds: no chapter is executed.
+
+``_build/editions/notebook/`` holds plain Markdown notebooks, for Colab and Jupyter.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import notebooks
+from jupyter_book.config import get_final_config
+from sphinx.application import Sphinx
+from sphinx.errors import SphinxError
+from sphinx.util.console import nocolor
+from sphinx.util.docutils import docutils_namespace, patch_docutils
+
+NOTEBOOKS = notebooks.BUILD / "editions" / "notebook"
+
+
+class EditionsError(RuntimeError):
+    """An edition could not be written."""
+
+
+def build(target: Path = NOTEBOOKS) -> list[Path]:
+    """Write the notebook edition of every chapter, and return the files in order.
+
+    Raises:
+        EditionsError: if Sphinx has a warning, or a chapter holds what cannot be written plainly.
+    """
+    start = time.monotonic()
+    print("Writing the notebook edition of the chapters (about 15 seconds).", flush=True)
+    root, options = notebooks.ROOT, {"latex_individualpages": False}
+    config, _ = get_final_config(
+        user_yaml=root / "_config.yml", cli_config=options, sourcedir=root
+    )
+    # The extension for live code adds its scripts to every page as if they were text.
+    config["extensions"].remove("sphinx_thebe")
+    config["extensions"].append("notebook_edition")
+    config |= {"nb_execution_mode": "off", "nitpicky": True, "smartquotes": False}
+    config["nb_mime_priority_overrides"] = [("notebook-edition", "text/plain", 0)]
+    warnings = io.StringIO()
+    nocolor()
+    with tempfile.TemporaryDirectory(prefix="editions-") as folder, docutils_namespace():
+        out = Path(folder) / "notebook"
+        with patch_docutils(str(notebooks.ROOT)):
+            try:
+                app = Sphinx(
+                    srcdir=notebooks.ROOT,
+                    confdir=None,
+                    outdir=out,
+                    doctreedir=Path(folder) / "doctrees",
+                    buildername="notebook-edition",
+                    confoverrides=config,
+                    status=None,
+                    warning=warnings,
+                )
+                app.build()
+            except SphinxError as error:
+                raise EditionsError(f"{warnings.getvalue()}{error}") from None
+        if app._warncount:
+            raise EditionsError(f"the editions have warnings:\n{warnings.getvalue()}")
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        made = [shutil.copy(path, target) for path in sorted(out.glob("*.ipynb"))]
+    print(f"{len(made)} notebooks after {time.monotonic() - start:.0f} s: {target}", flush=True)
+    return [Path(path) for path in made]
+
+
+if __name__ == "__main__":
+    try:
+        build()
+    except EditionsError as error:
+        raise SystemExit(str(error)) from None
