@@ -7,28 +7,17 @@ on a page of prose, ``figures.cloud().html()`` is the same figure as a string.
 from __future__ import annotations
 
 import base64
-import html
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
+from coupled_adam.figures import page
+from coupled_adam.figures._arithmetic import OPTIMIZERS
 from coupled_adam.figures._pictures import picture
-from coupled_adam.figures.palette import NAMES
 
 __all__ = ["LiveFigure", "cloud", "moments", "step_size", "toy_updates"]
-
-_SCRIPTS = {
-    "cloud": ("common.js", "model.js", "cloud.js"),
-    "moments": ("common.js", "axes.js", "moments.js"),
-    "step_size": ("common.js", "axes.js", "step_size.js"),
-    "toy_updates": ("common.js", "model.js", "toy_updates.js"),
-}
 
 
 @dataclass(frozen=True)
@@ -46,18 +35,8 @@ class LiveFigure:
     alt: str
 
     def html(self) -> str:
-        """The figure as one self-contained piece of HTML: a division, its style and its script.
-
-        The same call gives the same string, and the string may stand on a page any number of times:
-        it holds no ids, and the script builds whichever figures of its kind are not built yet.
-        """
-        config = html.escape(json.dumps(self.config), quote=True)
-        alt = html.escape(self.alt, quote=True)
-        return (
-            f'<div class="live-figure" data-figure="{self.kind}" data-config="{config}"'
-            f' role="figure" aria-label="{alt}"><noscript>{alt}</noscript></div>\n'
-            f"<style>{_style()}</style>\n<script>{_script(self.kind)}</script>"
-        )
+        """The figure as one self-contained piece of HTML; the same call gives the same string."""
+        return page.piece(self.kind, self.config, self.alt)
 
     def png(self) -> bytes:
         """The figure's first view as an opaque picture. Needs matplotlib."""
@@ -161,9 +140,9 @@ def toy_updates(optimizers: Sequence[str] = ("sgd", "adamw"), alt: str | None = 
         ValueError: if an optimizer is unknown, given twice, or none is given.
     """
     chosen = tuple(optimizers)
-    unknown = [name for name in chosen if name not in NAMES]
+    unknown = [name for name in chosen if name not in OPTIMIZERS]
     if unknown or not chosen or len(set(chosen)) != len(chosen):
-        raise ValueError(f"optimizers is {chosen}; choose from {tuple(NAMES)}, each at most once")
+        raise ValueError(f"optimizers is {chosen}; choose from {OPTIMIZERS}, each at most once")
     ends = {
         "sgd": "With SGD the sum is zero at every step.",
         "adamw": "With Adam the sum is several times as long as any single update and points "
@@ -178,23 +157,3 @@ def toy_updates(optimizers: Sequence[str] = ("sgd", "adamw"), alt: str | None = 
     )
     config = {"optimizers": list(chosen), "rarity": 0.001, "seed": 3}
     return LiveFigure("toy_updates", config, alt or default)
-
-
-@cache
-def _style() -> str:
-    # Blanks before a colon stay: ".a :is(.b)" is not ".a:is(.b)".
-    return re.sub(r"\s*([{};,>])\s*|(?<=:)\s+", r"\1", _source("figures.css"))
-
-
-@cache
-def _script(kind: str) -> str:
-    body = "\n".join(_source(name) for name in _SCRIPTS[kind])
-    # A closing tag inside a string would end the script for the browser.
-    return f'(() => {{\n"use strict";\n{body}\n}})();'.replace("</script", "<\\/script")
-
-
-def _source(name: str) -> str:
-    """A script or style without its comment lines and indentation, which readers need not load."""
-    text = files(__package__).joinpath(name).read_text(encoding="utf-8")
-    lines = (line.strip() for line in text.splitlines())
-    return "\n".join(line for line in lines if line and not line.startswith("//"))

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+# The arms that the figures' arithmetic knows; `update` has a line for each.
+OPTIMIZERS = ("sgd", "adamw", "coupled")
 CLOUD_TOKENS = 400
 CLOUD_STEPS = 240
 MOMENT_STEPS = 120

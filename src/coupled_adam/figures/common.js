@@ -66,9 +66,8 @@ function coupledStep(gradient, state, columns, rate, beta1 = 0.9, beta2 = 0.95, 
   return m.map((x, k) => (-rate * x) / (Math.sqrt(shared[k % columns]) + epsilon));
 }
 
-// From here on: the page.
+// From here on: the page. NAMES, the labels of the arms, comes from palette.py through page.py.
 
-const NAMES = { sgd: "SGD", adamw: "Adam", coupled: "Coupled Adam" };
 const MINUS = "−";
 
 // A number for people: a real minus sign, powers of ten written out.
