@@ -64,11 +64,11 @@ def cloud(exponent: float = 1.0, alt: str | None = None) -> LiveFigure:
         raise ValueError(f"exponent is {exponent}; the figure's knob goes from 0 to 2")
     default = (
         "Three panels, each with the embeddings of the same 400 tokens in the plane, trained step "
-        "by step on the same batches. With word frequencies as skewed as in natural text, Adam's "
-        "cloud leaves the origin as a block, against the mean hidden state, and an arrow from the "
-        "origin to its mean grows; the clouds of SGD and of Coupled Adam spread too, but their "
-        "mean stays on the origin. Below are a play button and sliders for the skew and for the "
-        "training step."
+        "by step on the same batches, at learning rates that lead them all to about the same loss. "
+        "With word frequencies as skewed as in natural text, Adam's cloud leaves the origin as a "
+        "block, against the mean hidden state, and an arrow from the origin to its mean grows; "
+        "the clouds of SGD and of Coupled Adam spread too, but their mean stays on the origin. "
+        "Below are a play button and sliders for the skew and for the training step."
     )
     return LiveFigure("cloud", {"exponent": exponent, "seed": 1}, alt or default)
 
@@ -129,31 +129,47 @@ def step_size(alt: str | None = None, frequencies: Sequence[float] | None = None
     return LiveFigure("step_size", config, alt or default)
 
 
-def toy_updates(optimizers: Sequence[str] = ("sgd", "adamw"), alt: str | None = None) -> LiveFigure:
-    """Eight tokens in the plane, their update vectors at one step, and the sum of the vectors.
+def toy_updates(
+    optimizers: Sequence[str] = ("sgd", "adamw"), trainings: int = 64, alt: str | None = None
+) -> LiveFigure:
+    """The updates of eight tokens in the plane at one step, laid head to tail, and their sum.
 
     Args:
         optimizers: one panel each, from ``"sgd"``, ``"adamw"`` and ``"coupled"``.
+        trainings: over how many trainings the updates are averaged to begin with, a power of two
+            up to 64; they differ in their batches only. 1 shows one batch.
         alt: text alternative, if the default does not fit the place.
 
     Raises:
-        ValueError: if an optimizer is unknown, given twice, or none is given.
+        ValueError: if an optimizer is unknown, given twice, or none is given; if ``trainings`` is
+            no place of the figure's knob.
     """
     chosen = tuple(optimizers)
     unknown = [name for name in chosen if name not in OPTIMIZERS]
     if unknown or not chosen or len(set(chosen)) != len(chosen):
         raise ValueError(f"optimizers is {chosen}; choose from {OPTIMIZERS}, each at most once")
+    places = [2**k for k in range(7)]
+    if trainings not in places:
+        raise ValueError(f"trainings is {trainings}; the figure's knob has {places}")
     ends = {
-        "sgd": "With SGD the sum is zero at every step.",
-        "adamw": "With Adam the sum is several times as long as any single update and points "
-        "against the mean hidden state, the more so the rarer the rare tokens are.",
-        "coupled": "With Coupled Adam the sum is zero at every step.",
+        "sgd": "With SGD the arrows close to a polygon at every step, and the sum is zero.",
+        "adamw": "With Adam the six rare tokens step together against the mean hidden state, and "
+        "the sum is as long as several single updates; it shrinks to almost nothing when all "
+        "tokens are made equally frequent.",
+        "coupled": "With Coupled Adam the arrows close to a polygon at every step.",
     }
     default = (
-        "Eight tokens in the plane, two frequent and six rare, each with its update at one "
-        "training step as a thin arrow; a thick arrow from the origin is the sum of all updates. "
+        "The updates of eight tokens, two frequent and six rare, at one training step, as arrows "
+        "in the plane of which each begins where the last one ends; a broad arrow from the origin "
+        "to the end is their sum. "
         + " ".join(ends[name] for name in chosen)
-        + " Sliders set how rare the rare tokens are and the training step."
+        + " Sliders set how rare the rare tokens are, the training step, and over how many "
+        "trainings the updates are averaged."
     )
-    config = {"optimizers": list(chosen), "rarity": 0.001, "seed": 3}
+    config = {
+        "optimizers": list(chosen),
+        "halvings": 7,
+        "doublings": places.index(trainings),
+        "seed": 3,
+    }
     return LiveFigure("toy_updates", config, alt or default)

@@ -69,9 +69,11 @@ _MARK = (
 
 @cache
 def script(kind: str) -> str:
-    """The script of one kind of figure, in a scope of its own, with the names of all arms."""
+    """The script of one kind of figure, in a scope of its own, with the look of all arms."""
     labels = json.dumps({arm.name: arm.label for arm in ARMS.values()}, ensure_ascii=False)
-    body = "\n".join([f"const NAMES = {labels};", *map(source, _SCRIPTS[kind])])
+    markers = json.dumps({arm.name: arm.marker for arm in ARMS.values()})
+    arms = f"const NAMES = {labels};\nconst MARKERS = {markers};"
+    body = "\n".join([arms, *map(source, _SCRIPTS[kind])])
     # A closing tag inside a string would end the script for the browser.
     return f'(() => {{\n"use strict";\n{body}\n}})();'.replace("</script", "<\\/script")
 
