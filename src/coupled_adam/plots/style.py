@@ -8,9 +8,13 @@ from contextlib import contextmanager
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from coupled_adam.figures.palette import COLOURS, MARKERS, NAMES
+from coupled_adam.arms import ARMS
 
 __all__ = ["ACCENT", "COLOURS", "MARKERS", "NAMES", "NEUTRAL", "panels"]
+
+COLOURS = {arm.name: arm.colour for arm in ARMS.values()}
+NAMES = {arm.name: arm.label for arm in ARMS.values()}
+MARKERS = {arm.name: arm.marker for arm in ARMS.values()}
 
 # For what is not an optimizer; a third one is black.
 NEUTRAL, ACCENT = "#4d4d4d", "#CC79A7"
