@@ -83,7 +83,8 @@ def test_a_knob_begins_at_the_functions_default_or_its_first_value() -> None:
     assert [knob.values[knob.start] for knob in knobs] == [2, 4, "cm", False]
     # True is no 1, and an array has an equality of its own.
     assert explore(lambda n=1: n, n=[True, 1]).knobs[0].start == 1
-    assert explore(lambda n=np.ones(2): str(n), n=[0, 1]).knobs[0].start == 0
+    ones = np.ones(2)
+    assert explore(lambda n=ones: str(n), n=[0, 1]).knobs[0].start == 0
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,9 @@ def test_knobs(given: Any, values: list[Any], control: str) -> None:
     (knob,) = explore(lambda x: str(x), x=given).knobs
     assert list(knob.values) == values
     assert knob.control == control
-    assert all(type(a) is type(b) or isinstance(a, float) for a, b in zip(knob.values, values))
+    assert all(
+        type(a) is type(b) or isinstance(a, float) for a, b in zip(knob.values, values, strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -378,7 +381,8 @@ def test_without_ipywidgets_a_kernel_shows_the_table(kernel: Any) -> None:
     hide = """
     import importlib.util, sys
     real = importlib.util.find_spec
-    importlib.util.find_spec = lambda name, *rest: None if name == "ipywidgets" else real(name, *rest)
+    hidden = {"ipywidgets"}
+    importlib.util.find_spec = lambda name, *rest: None if name in hidden else real(name, *rest)
     """
     import textwrap
 
@@ -411,7 +415,10 @@ def a_page(folder: Path, *pieces: str) -> Path:
     return file
 
 
-SEEN = "[...document.querySelectorAll('.state')].filter((s) => s.offsetHeight).map((s) => s.innerText.trim())"
+SEEN = (
+    "[...document.querySelectorAll('.state')]"
+    ".filter((s) => s.offsetHeight).map((s) => s.innerText.trim())"
+)
 
 
 def test_the_knobs_are_turned_with_the_keyboard(tab: Any, tmp_path: Path) -> None:

@@ -331,7 +331,7 @@ class Chapter:
         for count, item in enumerate(node.children):
             text = self.blocks(item)
             indent = "\n" + " " * len(mark(count))
-            items.append(mark(count) + re.sub(r"\n(?=.)", lambda _: indent, text))
+            items.append(mark(count) + re.sub(r"\n(?=.)", indent, text))
         self.nested -= 1
         return ("\n\n" if any("\n\n" in item for item in items) else "\n").join(items)
 
@@ -357,7 +357,9 @@ class Chapter:
         self.nested -= 1
         width = len((head or body)[0])
         rows = [*(head or [[""] * width]), ["---"] * width, *body]
-        table = "\n".join("| " + " | ".join(" ".join(c.split()) for c in row) + " |" for row in rows)
+        table = "\n".join(
+            "| " + " | ".join(" ".join(c.split()) for c in row) + " |" for row in rows
+        )
         title = next(iter(node.findall(nodes.title)), None)
         if title is None:
             return table

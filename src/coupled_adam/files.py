@@ -33,12 +33,17 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     Raises:
         RefusedError: if there is no such home folder.
     """
+    path = Path(path)
     try:
-        return Path(path).expanduser()
+        expanded = path.expanduser()
+        # An empty HOME would lead to the root of the file system, and a relative one anywhere.
+        if path.parts[:1] == ("~",) and not Path(os.environ.get("HOME", "/")).is_absolute():
+            raise RuntimeError
     except RuntimeError as error:  # no HOME, or nobody of that name
         raise RefusedError(
             f"{path}: there is no home folder for this name; write the path out in full"
         ) from error
+    return expanded
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
