@@ -285,7 +285,7 @@ STRUCTURES = {
     "shared by many": (shared_by_many(), {"encoder.words.weight", "out.weight"}, set()),
     "adaptive, tied": (adaptive(), {"a.layers.0.weight", "a.layers.1.weight"}, set()),
     "adaptive head": (
-        Parts(a=embedding(), crit=nn.AdaptiveLogSoftmaxWithLoss(8, 50, [10, 20])),
+        Parts(a=embedding(), crit=nn.AdaptiveLogSoftmaxWithLoss(8, 50, [10, 20], 2)),
         {"a.weight", "crit.head.weight", "crit.tail.0.1.weight", "crit.tail.1.1.weight"},
         set(),
     ),
