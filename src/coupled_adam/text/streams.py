@@ -282,7 +282,7 @@ def _encoded_shard(texts: list[str], first: int, tokenizer: Tokenizer) -> bytes:
         tokens[part].append(ids.astype(np.uint32))
     buffer = io.BytesIO()
     joined = {part: np.concatenate([np.empty(0, np.uint32), *ids]) for part, ids in tokens.items()}
-    np.savez(buffer, documents=len(texts), **joined)
+    np.savez(buffer, documents=len(texts), train=joined["train"], validation=joined["validation"])
     return buffer.getvalue()
 
 
