@@ -542,11 +542,13 @@ def _factor_and_decay(
 
 def _bias_correction(beta: float | Tensor, step: float | Tensor) -> float | Tensor:
     """``1 - beta**step``; for a tensor without the cancellation that float32 would suffer."""
+    if not isinstance(beta, Tensor) and not isinstance(step, Tensor):
+        return 1 - beta**step
     if isinstance(beta, Tensor):
-        return -torch.expm1(step * torch.log(beta))
-    if isinstance(step, Tensor):
-        return -torch.expm1(step * (math.log(beta) if beta > 0 else -math.inf))
-    return 1 - beta**step
+        log = torch.log(beta)
+    else:
+        log = math.log(beta) if beta > 0 else -math.inf
+    return -torch.expm1(step * log)
 
 
 def _start_state(state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> None:
