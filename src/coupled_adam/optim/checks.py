@@ -116,6 +116,35 @@ def check_state(parameter: Tensor, state: dict[str, Any], group: dict[str, Any])
         raise RuntimeError("lr as a Tensor is not supported for capturable=False and foreach=True")
 
 
+def check_parts(
+    parameter: Tensor, held: Tensor, gradient: Tensor, first_moment: Tensor, second_moment: Tensor
+) -> None:
+    """Refuse parts of sharded tensors that are not of the same rows and columns.
+
+    Args:
+        parameter: the whole, for the message.
+        held: the part of it on this process, tokens first.
+        gradient: its gradient, tokens first.
+        first_moment: its first moment, tokens first.
+        second_moment: the shared one of its columns.
+
+    Raises:
+        RuntimeError: if one has another shape, as where the state is placed otherwise.
+    """
+    for name, part, shape in (
+        ("gradient", gradient, held.shape),
+        ("exp_avg", first_moment, held.shape),
+        ("exp_avg_sq", second_moment, held.shape[1:]),
+    ):
+        if part.shape != shape:
+            raise RuntimeError(
+                f"this process has {tuple(held.shape)} (tokens, width) of a parameter of shape "
+                f"{tuple(parameter.shape)} and {tuple(part.shape)} of its {name}: the two are "
+                "placed differently; load the state with set_optimizer_state_dict of "
+                "torch.distributed.checkpoint.state_dict, which places it like the parameter"
+            )
+
+
 def check_loaded(
     parameter: Tensor, loaded: dict[str, Any], group: dict[str, Any], source: dict[str, Any]
 ) -> None:

@@ -310,21 +310,22 @@ class CoupledAdamW(AdamW):
             held, dtype = _tokens_first(sharding.local(parameter), group), state_dtype(parameter)
             if parameter in present:
                 gradient, state = present[parameter]
+                moment = _tokens_first(sharding.local(state["exp_avg"]), group)
                 rows = None
                 if gradient.is_sparse:
                     gradient = gradient.coalesce()
                     rows, gradient = gradient.indices()[0], gradient.values()
                 else:
                     gradient = _tokens_first(sharding.local_gradient(gradient, parameter), group)
+                    checks.check_parts(
+                        parameter, held, gradient, moment, sharding.local(state["exp_avg_sq"])
+                    )
+                if not torch.compiler.is_compiling():
+                    memory.check(held, gradient, moment)
                 if grad_scale is not None:
                     # In place, as torch's fused step leaves it.
                     gradient.div_(grad_scale.to(gradient.device, non_blocking=True))
-                kernel = None
-                moment = _tokens_first(sharding.local(state["exp_avg"]), group)
-                if not torch.compiler.is_compiling():
-                    memory.check(held, gradient, moment)
-                if rows is None:
-                    kernel = _kernel_for(group, held, gradient, moment)
+                kernel = _kernel_for(group, held, gradient, moment) if rows is None else None
                 total = (
                     kernel.sum_of_squares(gradient)
                     if kernel is not None
@@ -545,10 +546,8 @@ def _bias_correction(beta: float | Tensor, step: float | Tensor) -> float | Tens
     if not isinstance(beta, Tensor) and not isinstance(step, Tensor):
         return 1 - beta**step
     if isinstance(beta, Tensor):
-        log = torch.log(beta)
-    else:
-        log = math.log(beta) if beta > 0 else -math.inf
-    return -torch.expm1(step * log)
+        return -torch.expm1(step * torch.log(beta))
+    return -torch.expm1(step * (math.log(beta) if beta > 0 else -math.inf))
 
 
 def _start_state(state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> None:
