@@ -146,7 +146,6 @@ class CoupledAdamW(AdamW):
         coupled: bool = False,
         vocabulary_dim: int = 0,
     ) -> None:
-        # AdamW's constructor adds the groups before it could learn of further defaults.
         self._further_defaults = {"coupled": coupled, "vocabulary_dim": vocabulary_dim}
         super().__init__(
             params,
@@ -161,17 +160,16 @@ class CoupledAdamW(AdamW):
             differentiable=differentiable,
             fused=fused,
         )
-        # In the defaults, since copies and pickles of an optimizer keep those and no attribute.
-        self.defaults.update(self._further_defaults)
         # With this flag GradScaler would leave unscaling and skipping to the step, of which only
         # torch's fused kernel is capable; without it, it does both itself, for every group.
         self._step_supports_amp_scaling = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, coupled if it says ``coupled=True``; as in ``torch.optim.Optimizer``."""
-        further = getattr(self, "_further_defaults", _PLAIN_ADAMW)
-        for key, default in further.items():
-            param_group.setdefault(key, self.defaults.get(key, default))
+        # Here, since AdamW's constructor adds the groups before it could learn of ours; and in the
+        # defaults, since copies and pickles of an optimizer keep those and no attribute.
+        for key, default in getattr(self, "_further_defaults", _PLAIN_ADAMW).items():
+            self.defaults.setdefault(key, default)
         super().add_param_group(param_group)
         try:
             _check_group(self.param_groups[-1])
