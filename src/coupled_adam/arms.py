@@ -1,0 +1,134 @@
+"""The arms: every way in which the embeddings are trained, what it is called and how it looks.
+
+One entry in ``ARMS`` is all that a new arm needs: command line, training, records, pictures and
+live figures take it from here. Nothing is imported from torch until a model is trained, since
+pictures and live figures read names and colours without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from coupled_adam.errors import RefusedError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from coupled_adam.gpt import GPT
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train the embeddings; everything else is trained by AdamW in every arm.
+
+    Attributes:
+        name: in code, tables and on the command line.
+        label: in pictures and prose.
+        colour: as #rrggbb; distinguishable from the others with every common colour blindness.
+        marker: of Matplotlib, distinguishable without colour.
+        colour_on_dark: the same, lighter, for live figures on a dark page; "" if it needs none.
+        group: what the embeddings' group of the one ``CoupledAdamW`` is told, such as
+            ``{"coupled": True}``.
+        optimizer: makes an optimizer of the embeddings' own, from their matrices and a learning
+            rate; None if they are stepped by the one ``CoupledAdamW``.
+        loss_term: what is added to the loss, from logits [N, V] and output embeddings [V, H].
+        repair: what is done to the model after every step.
+        learning_rate_multiplier: the embeddings' learning rate as a multiple of the others'.
+    """
+
+    name: str
+    label: str
+    colour: str
+    marker: str
+    colour_on_dark: str = ""
+    group: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: Callable[[list[Tensor], float], torch.optim.Optimizer] | None = None
+    loss_term: Callable[[Tensor, Tensor], Tensor] | None = None
+    repair: Callable[[GPT], None] | None = None
+    learning_rate_multiplier: float = 1.0
+
+
+def _sgd(embeddings: list[Tensor], learning_rate: float) -> torch.optim.Optimizer:
+    import torch
+
+    return torch.optim.SGD(embeddings, lr=learning_rate, momentum=0.9)
+
+
+# In the order of tables and pictures. Colours: Okabe and Ito's palette, of which #E69F00, #56B4E9,
+# #CC79A7 (the accent of pictures) and #F0E442 are still free.
+ARMS = {
+    arm.name: arm
+    for arm in (
+        # 300: the paper's multiplier of SGD's learning rate.
+        Arm("sgd", "SGD", "#009E73", "s", "#1FB98D", {}, _sgd, learning_rate_multiplier=300.0),
+        Arm("adamw", "Adam", "#D55E00", "o", "#F07F2E"),
+        Arm("coupled", "Coupled Adam", "#0072B2", "D", "#4AA8E0", {"coupled": True}),
+    )
+}
+
+
+def arm(name: str) -> Arm:
+    """The arm of a name.
+
+    Raises:
+        RefusedError: if there is none; the message lists those there are.
+    """
+    try:
+        return ARMS[name]
+    except (KeyError, TypeError):
+        raise RefusedError(
+            f"there is no arm {name!r}: choose one of {', '.join(ARMS)} (coupled_adam.arms.ARMS)"
+        ) from None
+
+
+def make_optimizers(
+    model: GPT,
+    name: str,
+    *,
+    learning_rate: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    multiplier: float | None = None,
+) -> list[torch.optim.Optimizer]:
+    """The optimizers of a model in an arm.
+
+    Args:
+        model: its embeddings are stepped as the arm does it, its other parameters by AdamW.
+        name: of the arm.
+        learning_rate: of all but the embeddings, at its peak.
+        betas: decay rates of Adam's moments.
+        eps: Adam's epsilon.
+        weight_decay: on matrices, not on the token embeddings and not on vectors.
+        multiplier: of the embeddings' learning rate; None for the arm's own.
+
+    Returns:
+        One optimizer, or two if the embeddings have their own, which comes first. Every group has
+        an ``lr_multiplier``, by which a schedule multiplies its learning rate.
+
+    Raises:
+        RefusedError: if there is no such arm.
+    """
+    from coupled_adam.optim import CoupledAdamW, param_groups
+
+    chosen = arm(name)
+    if multiplier is None:
+        multiplier = chosen.learning_rate_multiplier
+    tables = {id(table): table for table in (model.embedding, model.output_embedding)}
+    groups = param_groups(model, weight_decay, embeddings=list(tables.values()))
+    of_embeddings, *others = groups
+    for group in others:
+        group["lr_multiplier"] = 1.0
+    made: list[torch.optim.Optimizer] = []
+    if chosen.optimizer is None:
+        of_embeddings |= {"coupled": False, "lr_multiplier": multiplier, **chosen.group}
+    else:
+        groups = others
+        made.append(chosen.optimizer(of_embeddings["params"], learning_rate * multiplier))
+        for group in made[0].param_groups:
+            group["lr_multiplier"] = multiplier
+    made.append(CoupledAdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=True))
+    return made
