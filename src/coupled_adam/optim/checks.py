@@ -181,7 +181,9 @@ def _check_loaded_moment(
     name: str, value: Tensor, parameter: Tensor, group: dict[str, Any], source: dict[str, Any]
 ) -> None:
     shape = tuple(parameter.shape)
-    if sharding.is_dtensor(parameter) and not sharding.is_dtensor(value):
+    plain = sharding.is_dtensor(parameter) and not sharding.is_dtensor(value)
+    # A shared moment can be made of a whole one; the first moment of a plain state is refused.
+    if plain and (name == "exp_avg" or not group["coupled"]):
         raise ValueError(
             f"{name} of a sharded matrix of shape {shape} is a plain tensor: load the state with "
             "set_optimizer_state_dict of torch.distributed.checkpoint.state_dict, which shards it "

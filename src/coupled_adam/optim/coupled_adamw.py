@@ -191,6 +191,11 @@ class CoupledAdamW(AdamW):
         state_dict = super().state_dict()
         for group in state_dict["param_groups"]:
             group.pop("process_group", None)
+        if sharding.broadcast_follows():
+            for group in state_dict["param_groups"]:
+                for key in group["params"] if group["coupled"] else ():
+                    if key in state_dict["state"]:
+                        state_dict["state"][key] = _with_whole_moments(state_dict["state"][key])
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -329,7 +334,7 @@ class CoupledAdamW(AdamW):
                     if kernel is not None
                     else _sum_of_squares(gradient, dtype)
                 )
-                sums = sharding.ColumnSums(total, held.shape[0], groups)
+                sums = sharding.ColumnSums(total, held.shape[0], groups, sparse=rows is not None)
                 yield _Swept(group, parameter, sums, gradient, rows, kernel)
             elif groups:
                 # Another process may have a gradient for its rows: these count as zeros then.
@@ -374,7 +379,7 @@ class CoupledAdamW(AdamW):
             touched = first_moment[swept.rows].lerp_(gradient.to(first_moment.dtype), 1 - beta1)
             first_moment[swept.rows] = touched
             weight[swept.rows] = weight[swept.rows].addcmul_(touched, factor)
-        else:
+        elif not swept.sums.rows_wait():
             if gradient is None:
                 gradient = first_moment.new_zeros(()).expand_as(first_moment)
             share = _like(1 - beta1, first_moment)
@@ -429,6 +434,15 @@ class CoupledAdamW(AdamW):
                 _start_state(state, parameter, group)
             checks.check_state(parameter, state, group)
             yield parameter, parameter.grad, state
+
+
+def _with_whole_moments(state: dict[str, Any]) -> dict[str, Any]:
+    """A coupled matrix's state in which its shared moments are plain tensors; a collective."""
+    whole = dict(state)
+    for key in checks.SECOND_MOMENTS:
+        if key in whole and sharding.is_dtensor(whole[key]):
+            whole[key] = whole[key].full_tensor()
+    return whole
 
 
 def _plain_step(
@@ -643,10 +657,13 @@ def _check_group(group: dict[str, Any]) -> None:
             f"vocabulary_dim={group['vocabulary_dim']!r} of a coupled group has to be 0, for "
             "matrices of shape [tokens, width], or 1, for [width, tokens]"
         )
-    if not group["params"]:
+    # ZeroRedundancyOptimizer gives each process some of the parameters, and maybe none of a group.
+    elsewhere = sharding.several_processes() and "process_group" not in group
+    if not group["params"] and not elsewhere:
         raise ValueError(
             "a coupled group holds no parameters, so nothing would be coupled: pass the embedding "
-            "matrix, or leave the group out"
+            "matrix (where rows are shared out with process_group=, a shard of no rows on a "
+            "process that has none), or leave the group out"
         )
     for parameter in group["params"]:
         shape = tuple(parameter.shape)
