@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from coupled_adam import cli, experiments, presets, training
-from coupled_adam.training import load_run
+from coupled_adam import cli, experiments
+from coupled_adam.training import load_run, loop, presets
 
 SMALL = ["--vocabulary-size", "300", "--steps", "4", "--batch-size", "2", "--device", "cpu"]
 
@@ -118,18 +118,18 @@ def test_a_preset_gives_model_and_recipe(text, tmp_path, monkeypatch):
 
 def test_an_interrupted_run_says_how_to_go_on_and_does(text, tmp_path, monkeypatch):
     arguments = ["train", "--text", text, *SMALL, "--out", tmp_path / "run"]
-    batch = training._batch
+    batch = loop._batch
 
     def interrupt(corpus, config, step, device):
         if step == 3:
             raise KeyboardInterrupt
         return batch(corpus, config, step, device)
 
-    monkeypatch.setattr(training, "_batch", interrupt)
+    monkeypatch.setattr(loop, "_batch", interrupt)
     result = invoke(*arguments)
     assert result.exit_code == 130
     assert f"interrupted; the same command goes on with the run in {tmp_path}" in result.stderr
-    monkeypatch.setattr(training, "_batch", batch)
+    monkeypatch.setattr(loop, "_batch", batch)
     assert invoke(*arguments).exit_code == 0
     assert load_run(tmp_path / "run").metrics.step.tolist() == [0, 1, 2, 3, 4]
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -182,7 +182,8 @@ def test_the_recorded_command_asks_for_the_recorded_run(
     changes = {"optimizer": "adamw", "seed": 2, "batch_size": 8}
     changes |= {"accumulation": 4, "compiled": False, "warmup_steps": 7, "learning_rate": 1e-3}
     config = cli._config(preset, corpus, changes)
-    described = {"environment": {"device": "cuda:0 (some GPU)", "processes": processes}}
+    session = {"device": "cuda:0 (some GPU)", "processes": processes}
+    described = {"config": config.to_json(), "corpus": {}, "sessions": [session]}
     (tmp_path / "config.json").write_text(json.dumps(described))
     command = shlex.split(cli._train_command(tmp_path, config, str(text), None, corpus))
     if processes > 1:
@@ -224,9 +225,10 @@ def test_the_recorded_command_names_optimizer_and_seed_also_where_they_are_the_d
     text, tmp_path
 ):
     corpus = cli._corpus(str(text), 300, None)
-    described = {"environment": {"device": "cpu (some CPU)"}}
-    (tmp_path / "config.json").write_text(json.dumps(described))
     config = cli._config("small", corpus, {})
+    session = {"device": "cpu (some CPU)"}
+    described = {"config": config.to_json(), "corpus": {}, "sessions": [session]}
+    (tmp_path / "config.json").write_text(json.dumps(described))
     command = cli._train_command(tmp_path, config, str(text), None, corpus)
     assert "--vocabulary-size 300 --optimizer coupled --seed 0 --device cpu" in command
 
@@ -279,7 +281,7 @@ def test_a_mistake_of_ours_is_not_hidden(text, tmp_path, monkeypatch):
 
 
 def test_a_run_that_diverges_is_one_line_too(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_validation_loss", lambda *_: np.nan)
+    monkeypatch.setattr(loop, "_validation_loss", lambda *_: np.nan)
     result = invoke("train", "--text", text, *SMALL, "--out", tmp_path / "run")
     assert result.exit_code == 2
     assert "diverged at step 0: validation loss nan" in result.stderr

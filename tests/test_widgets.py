@@ -379,7 +379,8 @@ def test_without_ipywidgets_a_kernel_shows_the_table(kernel: Any) -> None:
     hide = """
     import importlib.util, sys
     real = importlib.util.find_spec
-    importlib.util.find_spec = lambda name: None if name == "ipywidgets" else real(name)
+    hidden = {"ipywidgets"}
+    importlib.util.find_spec = lambda name, *rest: None if name in hidden else real(name, *rest)
     """
     try:
         got = messages(kernel, textwrap.dedent(hide) + AREA + "explore(area, width=[2, 4])")

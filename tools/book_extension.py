@@ -10,7 +10,9 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
+import editions
 import notebooks
+import repository
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
@@ -150,6 +152,31 @@ def number_by_chapter(app: Sphinx, env: BuildEnvironment) -> list[str]:
     return changed
 
 
+def offer_notebook(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Let the buttons of a chapter open and download its notebook edition.
+
+    The theme's own would give away the chapter itself, whose MyST is raw text elsewhere.
+    """
+    if not CHAPTER.match(pagename):
+        return
+    stem = pagename.removeprefix("chapters/")
+    for group in context["header_buttons"]:
+        for button in group.get("buttons", []):
+            if button.get("label") == "download-source-button":
+                button["url"] = context["pathto"](f"{editions.ON_THE_SITE}/{stem}.ipynb", 1)
+    button = {
+        "type": "link",
+        "url": repository.colab_address(stem),
+        "text": "Colab",
+        "tooltip": "Open in Colab",
+        "icon": "fas fa-rocket",
+        "label": "colab-button",
+    }
+    context["header_buttons"].insert(0, button)
+
+
 def drop_thebe(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
@@ -186,5 +213,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     # After Sphinx's own numbering, which is one of the handlers of the same event.
     app.connect("env-get-updated", number_by_chapter, priority=900)
     app.connect("html-page-context", drop_thebe, priority=900)
+    # After the theme's own buttons, which are added in handlers of the same event.
+    app.connect("html-page-context", offer_notebook, priority=900)
     app.connect("build-finished", copy_mathjax)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

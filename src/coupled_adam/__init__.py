@@ -13,9 +13,13 @@ __all__ = ["CoupledAdamW", "__version__", "param_groups", "transfer_state"]
 
 
 def __getattr__(name: str) -> Any:
-    # Only when asked for: pictures, live figures and the theory do not load torch.
-    if name in ("CoupledAdamW", "param_groups", "transfer_state"):
-        import coupled_adam.optim
+    # Imported when it is asked for: figures and theory work without the seconds that torch takes.
+    if name in __all__:
+        from coupled_adam import optim
 
-        return getattr(coupled_adam.optim, name)
+        return getattr(optim, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

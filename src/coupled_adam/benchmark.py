@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.profiler import ProfilerActivity, profile
 
+from coupled_adam.files import whole_file
 from coupled_adam.optim import CoupledAdamW
-from coupled_adam.training import environment, whole_file
+from coupled_adam.provenance import environment
 
 # As in the paper's recipe, which does not decay embeddings.
 _SETTINGS = {"lr": 6e-4, "betas": (0.9, 0.95), "weight_decay": 0.0}

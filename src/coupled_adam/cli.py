@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import shlex
 from collections.abc import Iterator
@@ -12,20 +11,31 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import pandas as pd
 import torch
 import torch.distributed as dist
-import typer
-from tokenizers import Tokenizer
 
-from coupled_adam import evaluation, text
-from coupled_adam.experiments import small_config, write_record
-from coupled_adam.presets import PRESETS, preset_config
-from coupled_adam.text import Corpus
-from coupled_adam.text.corpus import TOKENIZER_FILE
-from coupled_adam.text.streams import COLLECTIONS
-from coupled_adam.training import CONFIG_FILE, DivergedError, TrainingConfig
-from coupled_adam.training import train as train_run
+from coupled_adam.extras import needs
+
+with needs("cli"):
+    import pandas as pd
+    import typer
+    from tokenizers import Tokenizer
+
+    from coupled_adam import evaluation, text
+    from coupled_adam.arms import ARMS
+    from coupled_adam.experiments import write_record
+    from coupled_adam.text import Corpus
+    from coupled_adam.text.corpus import TOKENIZER_FILE
+    from coupled_adam.text.streams import COLLECTIONS
+    from coupled_adam.training import (
+        PRESETS,
+        DivergedError,
+        TrainingConfig,
+        preset_config,
+        small_config,
+    )
+    from coupled_adam.training import train as train_run
+    from coupled_adam.training.folder import read_description
 
 SMALL = "small"
 SMALL_VOCABULARY, GPT2_VOCABULARY = 4096, 50_257
@@ -85,9 +95,9 @@ def train(
     preset: Annotated[
         Literal["small", "gpt2-124m", "gpt2-355m", "gpt2-774m"],
         typer.Option(help="Model and recipe: the book's small GPT, or the paper's."),
-    ] = SMALL,
+    ] = "small",
     optimizer: Annotated[
-        Literal["adamw", "coupled", "sgd"], typer.Option(help="Of the embeddings.")
+        str, typer.Option(help=f"Of the embeddings: {', '.join(ARMS)}.")
     ] = "coupled",
     steps: Annotated[int | None, typer.Option(help="Optimizer steps; default: preset's.")] = None,
     batch_size: Annotated[
@@ -99,6 +109,10 @@ def train(
     seed: Annotated[int, typer.Option(help="Of initial weights and batches.")] = 0,
     learning_rate: Annotated[
         float | None, typer.Option(help="The peak; default: preset's.")
+    ] = None,
+    embedding_multiplier: Annotated[
+        float | None,
+        typer.Option(help="The embeddings' learning rate as a multiple; default: the optimizer's."),
     ] = None,
     warmup_steps: Annotated[int | None, typer.Option(help="Of the learning rate.")] = None,
     evaluate_every: Annotated[
@@ -126,6 +140,7 @@ def train(
         "accumulation": accumulation,
         "seed": seed,
         "learning_rate": learning_rate,
+        "embedding_multiplier": embedding_multiplier,
         "warmup_steps": warmup_steps,
         "evaluate_every": evaluate_every,
         "evaluation_tokens": evaluation_tokens,
@@ -133,7 +148,7 @@ def train(
         "precision": precision,
         "compiled": compiled,
     }
-    given = {name: value for name, value in changes.items() if value is not None}
+    given: dict[str, object] = {name: value for name, value in changes.items() if value is not None}
     with _errors_in_one_line(), _processes(device) as here:
         corpus = _corpus(source, vocabulary_size or _default_vocabulary(preset), documents)
         config = _config(preset, corpus, given)
@@ -298,7 +313,7 @@ def _train_command(
             break
     else:
         return None
-    described = json.loads((run_folder / CONFIG_FILE).read_text(encoding="utf-8"))["environment"]
+    described = read_description(run_folder)["sessions"][-1]
     processes = described.get("processes", 1)
     command = ["coupled-adam"]
     if processes > 1:

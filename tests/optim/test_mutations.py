@@ -25,12 +25,12 @@ OPTIONS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 
 MUTATIONS = {
     "not coupled at all": (
-        "self._coupled_by_default = coupled",
-        "self._coupled_by_default = False",
+        '_further_defaults = {"coupled": coupled,',
+        '_further_defaults = {"coupled": False,',
     ),
     "coupled groups stepped as plain ones": (
-        'if not group["coupled"]:\n                self._plain_step(group)',
-        "if True:\n                self._plain_step(group)",
+        'if not group["coupled"]:\n                _plain_step(',
+        "if True:\n                _plain_step(",
     ),
     "sum instead of mean": (
         "second_moment.lerp_(swept.sums.mean(),",
@@ -53,12 +53,12 @@ MUTATIONS = {
     "no bias correction of the first moment": ("(-lr / _bias_correction(beta1, number))", "-lr"),
     "bias correction of the wrong sign in a graph": ("return -torch.expm1(", "return torch.expm1("),
     "step not counted": (
-        '        state["step"] += 1\n        first_moment, second_moment',
-        "        first_moment, second_moment",
+        '        state["step"] += 1\n        weight, first_moment',
+        "        weight, first_moment",
     ),
     "betas exchanged": (
-        "second_moment.lerp_(swept.sums.mean(), 1 - beta2)",
-        "second_moment.lerp_(swept.sums.mean(), 1 - beta1)",
+        "second_moment.lerp_(swept.sums.mean(), _like(1 - beta2,",
+        "second_moment.lerp_(swept.sums.mean(), _like(1 - beta1,",
     ),
     "epsilon inside the root": (
         'corrected.sqrt() + group["eps"]',
@@ -84,12 +84,12 @@ MUTATIONS = {
         "weight.addcmul_(first_moment, factor)",
     ),
     "checkpoint's second moment not converted": (
-        'if key in source and (group["coupled"]',
+        'if key in loaded and (group["coupled"]',
         'if False and (group["coupled"]',
     ),
     "shared moment in the parameter's precision": (
-        "sharding.column_zeros(parameter, state_dtype(parameter))",
-        "sharding.column_zeros(parameter, parameter.dtype)",
+        "sharding.column_zeros(parameter, state_dtype(parameter), group)",
+        "sharding.column_zeros(parameter, parameter.dtype, group)",
     ),
 }
 

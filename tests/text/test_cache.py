@@ -6,6 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +45,11 @@ def entries(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.suffix != ".lock")
 
 
+def contents(entry: Path) -> dict[str, bytes]:
+    """What an entry holds, apart from the note of when its files were looked at."""
+    return {p.name: p.read_bytes() for p in entry.iterdir() if p.name != "checked.json"}
+
+
 @pytest.fixture
 def folder(tmp_path):
     return tmp_path / "cache"
@@ -64,7 +72,8 @@ def test_an_entry_says_what_it_holds(corpus):
     meta = json.loads((corpus.folder / "meta.json").read_text())
     assert meta["tokens"] == {"train": len(corpus.train), "validation": len(corpus.validation)}
     assert meta["dtype"] == "<u2"
-    assert set(meta["files"]) | {"meta.json"} == {p.name for p in corpus.folder.iterdir()}
+    others = {"meta.json", "checked.json"}
+    assert set(meta["files"]) | others == {p.name for p in corpus.folder.iterdir()}
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -133,25 +142,27 @@ def test_two_processes_can_build_the_same_text_at_once(text_file, folder):
     assert len(entries(folder)) == 1
 
 
-def test_who_comes_second_waits_and_does_not_build(folder, monkeypatch):
-    # The other process is played by the lock that it would hold.
+def test_who_comes_second_waits_and_does_not_build(folder):
     def write(temporary):
-        pytest.fail("built although another process had just done so")
+        pytest.fail("built although another had just done so")
 
-    final = cache.cache_folder(folder) / "x"
-    folder.mkdir()
+    other_writes, second_asked = threading.Event(), threading.Event()
+    built = []
 
-    def other_process_ends(seconds):
-        final.mkdir()
-        (final / "meta.json").write_text('{"files": {}}')
-        held.__exit__(None, None, None)
+    def slow(temporary):
+        (temporary / "file").write_text("content")
+        other_writes.set()
+        second_asked.wait(20)
+        time.sleep(0.2)
+        built.append(temporary)
+        return {}
 
-    digest = type("Digest", (), {"hexdigest": lambda self: "x"})
-    monkeypatch.setattr(cache.hashlib, "sha256", lambda text: digest())
-    monkeypatch.setattr(cache.time, "sleep", other_process_ends)
-    held = cache._locked(cache._lock_file(final))
-    held.__enter__()
-    assert cache.entry(folder, {}, write) == final
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(cache.entry, folder, {}, slow)
+        assert other_writes.wait(20)
+        second = pool.submit(lambda: second_asked.set() or cache.entry(folder, {}, write))
+        assert first.result(20) == second.result(20)
+    assert len(built) == 1
 
 
 def truncated(folder):
@@ -188,10 +199,10 @@ def without_tokenizer(folder):
 def test_a_damaged_entry_is_built_again(text_file, folder, damage):
     load(text_file, 300, cache=folder)
     (entry,) = entries(folder)
-    files = {path: path.read_bytes() for path in (folder / entry).iterdir()}
+    before = contents(folder / entry)
     damage(folder / entry)
     load(text_file, 300, cache=folder)
-    assert {path: path.read_bytes() for path in (folder / entry).iterdir()} == files
+    assert contents(folder / entry) == before
 
 
 def test_a_folder_that_is_gone_is_named(corpus):

@@ -202,7 +202,7 @@ def test_an_unreadable_file_is_named(text_file, tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(sources.token_cache, "digest", refuse)
+    monkeypatch.setattr(sources, "digest", refuse)
     with pytest.raises(TextError, match=r"cannot read .*nonsense\.txt: Permission denied"):
         load(text_file, 300, cache=tmp_path)
 

@@ -8,10 +8,14 @@ against seven of a fused AdamW. Importing this module needs Triton.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from coupled_adam.optim import memory
 
 # Rows and columns of a tile, and rows of it that are loaded at once.
 _ROWS, _COLUMNS, _AT_ONCE = 256, 128, 8
@@ -19,14 +23,12 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def fits(parameter: Tensor, gradient: Tensor, first_moment: Tensor) -> bool:
-    """Whether the kernels can step these: dense matrices of at most 32 bits with whole rows."""
-    return all(
-        type(one) in (Tensor, torch.nn.Parameter)
-        and one.layout == torch.strided
-        and one.dtype in _DTYPES
-        and one.stride(1) == 1
-        for one in (parameter, gradient, first_moment)
-    )
+    """Whether the kernels can step these: dense matrices of at most 32 bits with whole rows.
+
+    Kernels get raw pointers: what this does not ask, nothing does.
+    """
+    matrices = (parameter, gradient, first_moment)
+    return memory.rows_lie_alike(*matrices) and all(one.dtype in _DTYPES for one in matrices)
 
 
 def sum_of_squares(gradient: Tensor) -> Tensor:
@@ -42,9 +44,10 @@ def sum_of_squares(gradient: Tensor) -> Tensor:
     tiles = -(-rows // _ROWS)
     partial = torch.empty(tiles, columns, dtype=torch.float32, device=gradient.device)
     grid = (tiles, -(-columns // _COLUMNS))
-    _sum_of_squares[grid](
-        gradient, partial, rows, columns, gradient.stride(0), _ROWS, _COLUMNS, _AT_ONCE
-    )
+    with _on_device_of(gradient):
+        _sum_of_squares[grid](
+            gradient, partial, rows, columns, gradient.stride(0), _ROWS, _COLUMNS, _AT_ONCE
+        )
     return partial.sum(0)
 
 
@@ -67,23 +70,30 @@ def update(
     if not isinstance(decay, Tensor):
         decay = torch.full((), decay, dtype=torch.float32, device=parameter.device)
     grid = (-(-rows // _ROWS), -(-columns // _COLUMNS))
-    _update[grid](
-        parameter,
-        gradient,
-        first_moment,
-        factor,
-        rows,
-        columns,
-        parameter.stride(0),
-        gradient.stride(0),
-        first_moment.stride(0),
-        -1.0 if maximize else 1.0,
-        weight,
-        decay.to(parameter.device, torch.float32),
-        _ROWS,
-        _COLUMNS,
-        _AT_ONCE,
-    )
+    with _on_device_of(parameter):
+        _update[grid](
+            parameter,
+            gradient,
+            first_moment,
+            factor,
+            rows,
+            columns,
+            parameter.stride(0),
+            gradient.stride(0),
+            first_moment.stride(0),
+            -1.0 if maximize else 1.0,
+            weight,
+            decay.to(parameter.device, torch.float32),
+            _ROWS,
+            _COLUMNS,
+            _AT_ONCE,
+        )
+
+
+def _on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    # Triton launches on the current device, whichever holds the tensors: with a model on the second
+    # GPU and the first one current, it would be given pointers that are none there.
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 @triton.jit

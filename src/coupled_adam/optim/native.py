@@ -21,6 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from coupled_adam.optim import memory
+
 _SOURCE = Path(__file__).with_name("step.c")
 _FLAGS = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
 # Rows that one thread works on at a time. As the sum over the rows is made tile by tile, the number
@@ -34,13 +36,9 @@ def fits(parameter: Tensor, gradient: Tensor, first_moment: Tensor) -> bool:
     """Whether the sweeps can step these: dense matrices of one type with whole rows, compiled."""
     matrices = (parameter, gradient, first_moment)
     return (
-        all(
-            type(one) in (Tensor, torch.nn.Parameter)
-            and one.layout == torch.strided
-            and one.dtype == parameter.dtype
-            and one.stride(1) == 1
-            for one in matrices
-        )
+        memory.rows_lie_alike(*matrices)
+        and all(one.dtype == parameter.dtype for one in matrices)
+        and parameter.device.type == "cpu"
         and parameter.dtype in _FLAGS
         and _library(parameter.dtype) is not None
     )
@@ -58,8 +56,8 @@ def sum_of_squares(gradient: Tensor) -> Tensor:
     rows, columns = gradient.shape
     library, size = _library(gradient.dtype), gradient.element_size()
     tiles = -(-rows // _ROWS)
-    totals = torch.empty(tiles, columns, dtype=torch.float64)
-    parts = torch.empty(tiles, columns, dtype=torch.float32)
+    totals = torch.empty(tiles, columns, dtype=torch.float64, device="cpu")
+    parts = torch.empty(tiles, columns, dtype=torch.float32, device="cpu")
 
     def tile(number: int) -> None:
         first = number * _ROWS

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Work
@@ -96,7 +97,8 @@ def check(parameter: Tensor, group: dict[str, Any]) -> None:
     shape = tuple(parameter.shape)
     with torch.no_grad():
         kind = type(local(parameter))
-    if kind not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
+    # A FakeTensor stands for a plain one where memory is estimated.
+    if kind not in (Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor):
         name = f"DTensor of {kind.__name__}" if is_dtensor(parameter) else kind.__name__
         raise ValueError(
             f"a coupled group got a {name} of shape {shape}; only plain dense tensors and DTensors "
@@ -145,7 +147,7 @@ def row_groups(parameter: Tensor, group: dict[str, Any]) -> tuple[ProcessGroup, 
     spread = [
         axis
         for axis, placement in enumerate(parameter.placements)
-        if not placement.is_replicate() and placement.dim == 0
+        if not placement.is_replicate() and placement.dim == group["vocabulary_dim"]
     ]
     if len(spread) > 1 and len(spread) == mesh.ndim:
         world = torch.distributed.group.WORLD
@@ -175,41 +177,51 @@ def local_gradient(gradient: Tensor, parameter: Tensor) -> Tensor:
     return local(gradient)
 
 
-def column_zeros(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+def column_zeros(parameter: Tensor, dtype: torch.dtype, group: dict[str, Any]) -> Tensor:
     """A zero for each column of a matrix, shape [H]; a DTensor placed like the columns of one."""
-    columns = local(parameter).shape[1]
-    return _as_columns(torch.zeros(columns, dtype=dtype, device=parameter.device), parameter)
+    axis = 1 - group["vocabulary_dim"]
+    zeros = torch.zeros(local(parameter).shape[axis], dtype=dtype, device=parameter.device)
+    return _as_columns(zeros, parameter, axis)
 
 
-def mean_of_rows(matrix: Tensor, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-    """The mean over all rows of a matrix that is placed like a parameter; a collective if sharded.
+def mean_over_tokens(matrix: Tensor, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+    """The mean over all tokens of a matrix that is placed like a parameter.
+
+    A collective if they are sharded.
 
     Returns:
         Shape [H], placed like ``column_zeros``.
     """
-    groups = row_groups(parameter, group)
+    groups, axis = row_groups(parameter, group), group["vocabulary_dim"]
     if not groups and not is_dtensor(parameter):
-        return matrix.mean(0)
+        return matrix.mean(axis)
     matrix = local_gradient(matrix, parameter)
-    sums = ColumnSums(matrix.sum(0), matrix.shape[0], groups)
+    sums = ColumnSums(matrix.sum(axis), matrix.shape[axis], groups)
     Reduction([sums]).wait()
-    return _as_columns(sums.mean(), parameter)
+    return _as_columns(sums.mean(), parameter, 1 - axis)
 
 
-def matrix_of_rows(row: Tensor, parameter: Tensor) -> Tensor:
-    """A matrix placed like a parameter, and of its type, every row of which is the given one."""
+def matrix_of(vector: Tensor, parameter: Tensor, vocabulary_dim: int) -> Tensor:
+    """A matrix placed like a parameter, and of its type, that has the given vector for each token.
+
+    Args:
+        vector: shape [H], placed like ``column_zeros``.
+        parameter: shape [V, H], or [H, V] with a ``vocabulary_dim`` of 1.
+        vocabulary_dim: the dimension that counts the tokens.
+    """
     matrix = torch.empty_like(parameter, memory_format=torch.contiguous_format)
-    local(matrix).copy_(local(row).expand_as(local(matrix)))
+    local(matrix).copy_(local(vector).unsqueeze(vocabulary_dim).expand_as(local(matrix)))
     return matrix
 
 
-def _as_columns(vector: Tensor, parameter: Tensor) -> Tensor:
+def _as_columns(vector: Tensor, parameter: Tensor, axis: int) -> Tensor:
+    """One number for each index of an axis, spread over processes as that axis is."""
     if not is_dtensor(parameter):
         return vector
     module = sys.modules["torch.distributed.tensor"]
     placements = []
     for placement in parameter.placements:
-        if placement.is_replicate() or placement.dim == 0:
+        if placement.is_replicate() or placement.dim != axis:
             placements.append(module.Replicate())
         elif hasattr(placement, "split_factor"):
             placements.append(type(placement)(0, split_factor=placement.split_factor))
@@ -220,6 +232,6 @@ def _as_columns(vector: Tensor, parameter: Tensor) -> Tensor:
         parameter.device_mesh,
         placements,
         run_check=False,
-        shape=parameter.shape[1:],
+        shape=parameter.shape[axis : axis + 1],
         stride=(1,),
     )

@@ -1,4 +1,4 @@
-"""Pictures: tables and arrays in, one figure out; every function shows it and returns nothing."""
+"""Pictures: tables and arrays in, a Matplotlib figure out, which is returned and not shown."""
 
 from coupled_adam.plots.cloud import (
     along_the_drift,
@@ -18,14 +18,14 @@ from coupled_adam.plots.drift import (
     distance_of_mean,
     drift_shares,
     foretold,
-    moments_by_process,
+    second_moments_by_process,
     summed_updates,
     typical_steps,
 )
 from coupled_adam.plots.frequency import (
     TokenTrace,
     fit_by_step,
-    moments_by_frequency,
+    second_moments_by_frequency,
     step_size_against_frequency,
     token_traces,
     zipf,
@@ -45,15 +45,11 @@ from coupled_adam.plots.runs import (
     intervals,
     learning_rates,
     lengths_against_frequency,
-    moment_against_frequency,
+    shared_second_moment,
 )
 from coupled_adam.plots.scale import by_size, loss_by_frequency, path_of_mean, run_times
-from coupled_adam.plots.style import COLOURS, MARKERS, NAMES, panels
 
 __all__ = [
-    "COLOURS",
-    "MARKERS",
-    "NAMES",
     "TokenTrace",
     "after_a_kick",
     "along_the_drift",
@@ -76,15 +72,14 @@ __all__ = [
     "loss_by_frequency",
     "mean_cosine_of_shift",
     "memory_of_step",
-    "moment_against_frequency",
-    "moments_by_frequency",
-    "moments_by_process",
-    "panels",
     "parts_of_step",
     "path_of_mean",
     "repairs",
     "run_times",
+    "second_moments_by_frequency",
+    "second_moments_by_process",
     "share_of_training",
+    "shared_second_moment",
     "step_by_noise",
     "step_by_row",
     "step_size_against_frequency",

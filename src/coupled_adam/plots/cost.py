@@ -6,45 +6,52 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch
 
-from coupled_adam.plots.style import ACCENT, COLOURS, MARKERS, NAMES, NEUTRAL, panels
+from coupled_adam import palette
+from coupled_adam.palette import ACCENT, NEUTRAL
+from coupled_adam.plots.style import look, panels
 
 _PERCENT = [step * 10.0**power for power in range(-4, 2) for step in (1, 2, 5)]
 
 
-def memory_of_step(table: pd.DataFrame) -> None:
+def memory_of_step(table: pd.DataFrame) -> Figure:
     """Stacked bars: what each optimizer holds and needs at its worst moment, in matrices.
 
     Args:
         table: rows of one shape and type as from ``benchmark.compare_steps``.
+
+    Returns:
+        The figure.
     """
     optimizers = table[table["state_bytes"] > 0]
     one = (optimizers["resident_bytes"] - optimizers["state_bytes"]).to_numpy() / 2
-    with panels(height=3.2) as (ax,):
+    with panels(height=3.2) as (figure, (ax,)):
         places = np.arange(len(optimizers))[::-1]
         colours = [_colour(name) for name in optimizers["candidate"]]
         left = np.zeros(len(optimizers))
-        for size, text, look in (
+        for size, text, face in (
             (2 * one, "black", {"facecolor": "#cccccc"}),
             (optimizers["state_bytes"], "white", {"facecolor": colours}),
             (optimizers["extra_bytes"], "black", {"facecolor": "white", "hatch": "/"}),
         ):
             share = np.asarray(size) / one
-            bars = ax.barh(places, share, left=left, edgecolor="black", linewidth=0.8, **look)
+            bars = ax.barh(places, share, left=left, edgecolor="black", linewidth=0.8, **face)
             left += share
             numbers = ax.bar_label(
                 bars, [f"{s:.2g}" if s >= 0.5 else "" for s in share], label_type="center"
             )
             for number in numbers:
                 number.set_color(text)
-                if "hatch" in look and number.get_text():
+                if "hatch" in face and number.get_text():
                     number.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.5})
-        entries = {
+        entries: dict[str, Patch | tuple[Patch, ...]] = {
             "parameter and gradient": Patch(facecolor="#cccccc", edgecolor="black"),
             "optimizer state": tuple(
-                Patch(facecolor=COLOURS[name], edgecolor="black") for name in ("adamw", "coupled")
+                Patch(facecolor=palette.colour(name), edgecolor="black")
+                for name in ("adamw", "coupled")
             ),
             "extra during the step": Patch(facecolor="white", edgecolor="black", hatch="//"),
         }
@@ -55,22 +62,27 @@ def memory_of_step(table: pd.DataFrame) -> None:
             list(entries.values()), list(entries), loc="lower center", bbox_to_anchor=(0.4, 1),
             ncols=3, columnspacing=1.2, handler_map={tuple: HandlerTuple(ndivide=None, pad=0)},
         )  # fmt: skip
+    return figure
 
 
-def time_ratios(table: pd.DataFrame, floor: float) -> None:
+def time_ratios(table: pd.DataFrame, floor: float) -> Figure:
     """Points with quartiles: the time of each candidate over that of fused AdamW.
 
     Args:
         table: rows of one shape and type as from ``benchmark.compare_steps``.
         floor: the ratio that the byte model promises, drawn as a line.
+
+    Returns:
+        The figure.
     """
-    with panels(height=3.2) as (ax,):
+    with panels(height=3.2) as (figure, (ax,)):
         places = np.arange(len(table))[::-1]
-        for place, row in zip(places, table.itertuples(), strict=True):
-            ends = [[row.ratio_median - row.ratio_low], [row.ratio_high - row.ratio_median]]
+        quartiles = table[["ratio_low", "ratio_median", "ratio_high"]].to_numpy(float)
+        for place, name, row in zip(places, table["candidate"], quartiles, strict=True):
+            low, median, high = row
             ax.errorbar(
-                row.ratio_median, place, xerr=ends, color=_colour(row.candidate), capsize=4,
-                marker=_marker(row.candidate), markersize=8, linestyle="none",
+                median, place, xerr=[[median - low], [high - median]], color=_colour(name),
+                capsize=4, marker=_marker(name), markersize=8, linestyle="none",
             )  # fmt: skip
         ax.axvline(1, color=NEUTRAL, linewidth=1)
         ax.axvline(floor, color=NEUTRAL, linestyle="--", linewidth=1)
@@ -82,20 +94,24 @@ def time_ratios(table: pd.DataFrame, floor: float) -> None:
         ax.set_yticks(places, table["candidate"])
         ax.set_ylim(-0.5, len(table) - 0.1)
         ax.set_xlabel("time of a step / time of fused AdamW")
+    return figure
 
 
-def parts_of_step(ratios: pd.DataFrame, floors: Mapping[str, float]) -> None:
+def parts_of_step(ratios: pd.DataFrame, floors: Mapping[str, float]) -> Figure:
     """Bars: the time of each part of a step, beside what its traffic alone would take.
 
     Args:
         ratios: as from ``benchmark.ratios``; a row for each part.
         floors: passes of a part over the seven of fused AdamW, by the name of the part.
+
+    Returns:
+        The figure.
     """
     parts = ratios.loc[list(floors)]
-    with panels(height=3.0) as (ax,):
+    with panels(height=3.0) as (figure, (ax,)):
         places = np.arange(len(parts))[::-1]
         ends = [parts["median"] - parts["low"], parts["high"] - parts["median"]]
-        ax.barh(places, parts["median"], height=0.55, color=COLOURS["coupled"], xerr=ends,
+        ax.barh(places, parts["median"], height=0.55, color=palette.colour("coupled"), xerr=ends,
                 error_kw={"capsize": 4}, label="measured")  # fmt: skip
         for place, floor in zip(places, floors.values(), strict=True):
             ax.plot([floor, floor], [place - 0.4, place + 0.4], color=ACCENT, linewidth=3)
@@ -104,26 +120,31 @@ def parts_of_step(ratios: pd.DataFrame, floors: Mapping[str, float]) -> None:
         ax.grid(axis="y", visible=False)
         ax.set(xlabel="time / time of a fused AdamW step", xlim=(0, None))
         ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=2)
+    return figure
 
 
 def share_of_training(
     tokens: np.ndarray, shares: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray]
-) -> None:
+) -> Figure:
     """Lines: the embedding's optimizer step as a share of a training step, by batch size.
 
     Args:
         tokens: in a training step, shape [n].
         shares: measured, in [0, 1], shape [n], by optimizer.
         predicted: by a formula, likewise; drawn dashed.
+
+    Returns:
+        The figure.
+
+    Raises:
+        RefusedError: for an arm that does not exist.
     """
-    with panels(height=3.4) as (ax,):
-        for name, share in shares.items():
-            ax.plot(
-                tokens, 100 * share, MARKERS[name], color=COLOURS[name], markersize=8,
-                label=NAMES[name],
-            )  # fmt: skip
-        for name, share in predicted.items():
-            ax.plot(tokens, 100 * share, "--", color=COLOURS[name], label=f"{NAMES[name]}, formula")
+    with panels(height=3.4) as (figure, (ax,)):
+        for name in palette.in_order(shares):
+            ax.plot(tokens, 100 * shares[name], **look(name), markersize=8, linestyle="none")
+        for name in palette.in_order(predicted):
+            label = f"{palette.label(name)}, formula"
+            ax.plot(tokens, 100 * predicted[name], "--", color=palette.colour(name), label=label)
         ax.set(xscale="log", yscale="log", xlabel="tokens in a training step")
         ax.set_ylabel("step of the embedding\n(% of the training step)")
         ax.set_xticks(tokens, [f"{n:,}" for n in tokens])
@@ -131,17 +152,21 @@ def share_of_training(
         ax.set_yticks([t for t in _PERCENT if ax.get_ylim()[0] <= t <= ax.get_ylim()[1]])
         ax.yaxis.set_major_formatter("{x:g}")
         ax.legend(ncols=2)
+    return figure
 
 
 def _optimizer(candidate: str) -> str | None:
+    """The arm whose optimizer a candidate is; None for what is none, such as a plain copy."""
     if candidate.startswith("Coupled"):
         return "coupled"
     return "adamw" if candidate.startswith("AdamW") else None
 
 
 def _colour(candidate: str) -> str:
-    return COLOURS.get(_optimizer(candidate), NEUTRAL)
+    name = _optimizer(candidate)
+    return NEUTRAL if name is None else palette.colour(name)
 
 
 def _marker(candidate: str) -> str:
-    return MARKERS.get(_optimizer(candidate), "X")
+    name = _optimizer(candidate)
+    return "X" if name is None else palette.marker(name)

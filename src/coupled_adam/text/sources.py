@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from coupled_adam.files import digest, other_unicode, user_path
 from coupled_adam.text import cache as token_cache
 from coupled_adam.text.corpus import END_OF_TEXT, Corpus, TextError, open_corpus
 from coupled_adam.text.tokens import (
@@ -39,6 +40,8 @@ BLOCK = 1 << 20  # bytes read at a time
 PROGRESS_AFTER = 5  # seconds
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+_MARKS_FURTHER_ON = re.compile("(?<=\n)\ufeff+")
+_MARKS_EVERYWHERE = re.compile(r"\A\ufeff+|" + _MARKS_FURTHER_ON.pattern)
 _SEPARATOR = re.compile(rf"^{re.escape(END_OF_TEXT)}[ \t]*\n", re.MULTILINE)
 
 
@@ -81,8 +84,8 @@ def load(
     """Your own plain text, of any length, in UTF-8.
 
     Every file is a document; inside a file, lines with nothing but ``<|endoftext|>`` separate
-    documents. White space at the edges of a document is dropped, a byte order mark too, and
-    ``\\r\\n`` becomes ``\\n``.
+    documents. White space at the edges of a document is dropped, byte-order marks at the beginning
+    of lines too, and ``\\r\\n`` becomes ``\\n``.
 
     Args:
         path: a file, or a folder whose files ``.txt``, ``.xz``, ``.gz`` and ``.bz2`` are taken
@@ -101,7 +104,7 @@ def load(
         OSError: the cache folder cannot be written.
     """
     vocabulary_size = checked_vocabulary_size(vocabulary_size)
-    path = Path(path).expanduser()
+    path = user_path(path)
     files = _text_files(path)
 
     def passages(word: str) -> Passages:
@@ -121,7 +124,11 @@ def load(
     def write(folder: Path) -> dict:
         return write_text(folder, str(path), passages, vocabulary_size)
 
-    recipe = {**_recipe(vocabulary_size), "text": [_digest(file) for file in files]}
+    recipe = {
+        **_recipe(vocabulary_size),
+        "text": [_digest(file) for file in files],
+        "marks": "removed from every line",
+    }
     name = path.resolve().name.split(".")[0] or path.name
     return open_corpus(token_cache.entry(cache, recipe, write), name)
 
@@ -143,7 +150,7 @@ def wikipedia_articles() -> Iterator[str]:
             f"the Wikipedia sample is missing from the installed gensim: there is no {dump}; "
             "install gensim 4 from its wheel: pip install --force-reinstall 'gensim>=4.3.3,<5'"
         )
-    if (found := token_cache.digest(dump)) != DUMP_SHA256:
+    if (found := digest(dump)) != DUMP_SHA256:
         raise TextError(
             f"the Wikipedia sample is not the file that is expected: SHA-256 of {dump} is {found}, "
             f"not {DUMP_SHA256}; pip install --force-reinstall 'gensim>=4.3.3,<5'"
@@ -198,6 +205,8 @@ def _text_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
+        if path.exists():  # a pipe, say; the text is read several times
+            raise TextError(f"{path} is neither a file nor a folder: save the text in a file")
         raise TextError(f"there is no file or folder {path}")
     files = [
         file
@@ -213,7 +222,7 @@ def _text_files(path: Path) -> list[Path]:
 
 def _digest(file: Path) -> str:
     try:
-        return file.suffix.lower() + ":" + token_cache.digest(file)
+        return file.suffix.lower() + ":" + digest(file)
     except OSError as error:
         raise TextError(f"cannot read {file}: {error.strerror}") from error
 
@@ -239,20 +248,19 @@ def _blocks(file: Path, progress: tqdm) -> Iterator[bytes]:
 
 
 def _decoded(file: Path, blocks: Iterable[bytes]) -> Iterator[str]:
-    """Text with ``\\n`` as line end from bytes that must be UTF-8."""
+    """Text with ``\\n`` as line end and without byte-order marks, from bytes that must be UTF-8."""
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     rest, offset = b"", 0  # bytes not decoded yet, and where they begin in the file
+    at_line_begin = True
     for block in itertools.chain(blocks, [b""]):
         final = not block
         block = rest + block
         if offset == 0:
-            if block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise TextError(f"{file} is UTF-16, not UTF-8: save it again in UTF-8")
-            if len(block) < 3 and not final:
+            if len(block) < 4 and not final:
                 rest = block
                 continue
-            if block.startswith(codecs.BOM_UTF8):
-                block, offset = block[3:], 3
+            if encoding := other_unicode(block):
+                raise TextError(f"{file} is {encoding}, not UTF-8: save it again in UTF-8")
         if control := _CONTROL.search(block):
             raise TextError(
                 f"{file} is not plain text: byte {offset + control.start():,} of it is the control "
@@ -266,7 +274,12 @@ def _decoded(file: Path, blocks: Iterable[bytes]) -> Iterator[str]:
                 f"0x{block[error.start]:02x} ({error.reason}); save it again in UTF-8"
             ) from error
         rest, offset = block[used:], offset + used
-        yield newlines.decode(text, final=final)
+        # The marks of files that were joined, too: one before <|endoftext|> would hide it.
+        marks = _MARKS_EVERYWHERE if at_line_begin else _MARKS_FURTHER_ON
+        text = marks.sub("", newlines.decode(text, final=final))
+        if text:
+            at_line_begin = text.endswith("\n")
+            yield text
 
 
 def _documents(texts: Iterable[str]) -> Iterator[str | None]:

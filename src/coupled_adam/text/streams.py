@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import shutil
@@ -14,8 +13,9 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from coupled_adam.files import digest, digest_of, write_whole
 from coupled_adam.text import cache as token_cache
-from coupled_adam.text.corpus import TOKENIZER_FILE, Corpus, TextError, open_corpus
+from coupled_adam.text.corpus import TOKENIZER_FILE, Corpus, TextError, open_corpus, read_tokenizer
 from coupled_adam.text.sources import in_passages
 from coupled_adam.text.tokens import (
     MINIMUM_VALIDATION,
@@ -149,9 +149,7 @@ def _tokenizer(
                 f"only {tokenizer.get_vocab_size():,}; ask for that many or less"
             )
         _save(path, tokenizer.to_str().encode())
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.encode_special_tokens = True  # the file does not keep this
-    return tokenizer
+    return read_tokenizer(path)
 
 
 def _sample(name: str, start: Callable[[int], Iterable[str]], most: int) -> Iterator[str]:
@@ -233,21 +231,13 @@ def _pieces(shards: Iterator[Path]) -> Iterator[tuple[Part, np.ndarray]]:
 
 def _save(path: Path, content: bytes) -> None:
     """Write a file and its digest; without the digest it counts as not written."""
-    for target, data in (
-        (path, content),
-        (_digest_file(path), hashlib.sha256(content).hexdigest().encode()),
-    ):
-        temporary = target.with_suffix(target.suffix + ".part")
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+    write_whole(path, content)
+    write_whole(_digest_file(path), digest_of(content).encode())
 
 
 def _is_whole(path: Path) -> bool:
     try:
-        return token_cache.digest(path) == _digest_file(path).read_text()
+        return digest(path) == _digest_file(path).read_text()
     except OSError:
         return False
 

@@ -3,7 +3,6 @@
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,11 +10,13 @@ import pytest
 import torch
 from scipy import stats
 
-from coupled_adam import evaluation, geometry, text
-from coupled_adam.evaluation import TokenLosses, evaluate
+from coupled_adam import evaluation, experiments, geometry, text
+from coupled_adam.evaluation import TokenLosses, evaluate, words
+from coupled_adam.evaluation import losses as losses_module
+from coupled_adam.evaluation import run as run_module
 from coupled_adam.gpt import GPT, GPTConfig
 from coupled_adam.text import TextError
-from coupled_adam.training import TrainingConfig, padded_vocabulary, train
+from coupled_adam.training import TrainingConfig, initial_embedding, padded_vocabulary, train
 
 VOCABULARY, LENGTH = 400, 16
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
@@ -131,7 +132,7 @@ def test_losses_are_those_of_each_target(corpus, config):
 def test_the_size_of_the_pieces_does_not_matter(corpus, config, monkeypatch):
     model = GPT(config.model)
     whole = evaluation.token_losses(model, corpus, tokens=700)
-    monkeypatch.setattr(evaluation, "_LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(losses_module, "_LOGITS_AT_ONCE", 1)
     pieces = evaluation.token_losses(model, corpus, tokens=700)
     np.testing.assert_allclose(pieces.sums, whole.sums, rtol=1e-5)
     np.testing.assert_array_equal(pieces.counts, whole.counts)
@@ -139,7 +140,7 @@ def test_the_size_of_the_pieces_does_not_matter(corpus, config, monkeypatch):
 
 def test_a_text_that_does_not_fit_the_model_is_refused(corpus, config):
     long = GPT(replace(config.model, context=len(corpus.validation)))
-    with pytest.raises(ValueError, match=r"one window needs \d+: use more text"):
+    with pytest.raises(ValueError, match=r"one window needs [\d,]+: use more text"):
         evaluation.token_losses(long, corpus, 100)
     with pytest.raises(ValueError, match="the model only 64: this model was made for another"):
         evaluation.token_losses(GPT(replace(config.model, vocabulary_size=64)), corpus, 100)
@@ -297,13 +298,13 @@ def test_no_file_of_pairs_is_refused(corpus):
 
 
 def test_without_gensim_the_message_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(evaluation.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(words.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(TextError, match="pip install gensim, or give files of your own"):
         evaluation.word_pair_files()
 
 
 def test_a_gensim_without_its_test_data_is_named(monkeypatch):
-    monkeypatch.setattr(evaluation, "WORD_PAIRS", {"gone": "test/test_data/gone.tsv"})
+    monkeypatch.setattr(words, "WORD_PAIRS", {"gone": "test/test_data/gone.tsv"})
     with pytest.raises(TextError, match=r"there is no .*gone\.tsv"):
         evaluation.word_pair_files()
 
@@ -312,7 +313,7 @@ def test_a_gensim_without_its_test_data_is_named(monkeypatch):
 
 
 def test_the_initial_embedding_is_that_of_the_run(corpus, config):
-    start = evaluation.initial_embedding(config)
+    start = initial_embedding(config)
     seen = []
 
     def observe(step):
@@ -322,12 +323,12 @@ def test_the_initial_embedding_is_that_of_the_run(corpus, config):
     train(still, corpus, observe=observe, progress=False)
     torch.testing.assert_close(seen[0], start, rtol=0, atol=1e-8)
     before = torch.manual_seed(123).get_state()
-    evaluation.initial_embedding(config)
+    initial_embedding(config)
     assert torch.equal(torch.get_rng_state(), before), "nobody else's random numbers change"
 
 
 def test_drift_is_the_displacement_of_the_mean(run, corpus, config, measured):
-    start = evaluation.initial_embedding(config)[:VOCABULARY].double()
+    start = initial_embedding(config)[:VOCABULARY].double()
     end = run.model.output_embedding.detach()[:VOCABULARY].double()
     moved = (end - start).mean(dim=0)
     assert measured.drift.distance == pytest.approx(moved.norm().item())
@@ -338,8 +339,8 @@ def test_drift_is_the_displacement_of_the_mean(run, corpus, config, measured):
 
 
 def test_without_the_same_start_there_is_no_drift(run, corpus, monkeypatch):
-    other = evaluation.initial_embedding(replace(run.config, seed=9))
-    monkeypatch.setattr(evaluation, "initial_embedding", lambda _: other)
+    other = initial_embedding(replace(run.config, seed=9))
+    monkeypatch.setattr(run_module, "initial_embedding", lambda _: other)
     assert evaluate(run.folder, corpus).drift is None
 
 
@@ -359,7 +360,7 @@ def test_a_run_in_bfloat16_is_measured_in_float32(corpus, config, tmp_path):
 
 
 def test_the_readme_of_the_data_names_every_column(measured):
-    described = (Path(evaluation.__file__).parent / "data" / "README.md").read_text()
+    described = (experiments.data_folder() / "README.md").read_text()
     columns = {*measured.row, *measured.by_frequency, *measured.word_pairs, *measured.drift._fields}
     columns |= {*measured.run.metrics}
     missing = [name for name in sorted(columns) if f"`{name}`" not in described]
@@ -369,3 +370,10 @@ def test_the_readme_of_the_data_names_every_column(measured):
 def test_numbers_are_plain(measured):
     json.dumps(measured.row)
     assert isinstance(measured.by_frequency, pd.DataFrame)
+
+
+def test_cosine():
+    assert evaluation.cosine(np.array([1.0, 1]), np.array([2.0, 0])) == pytest.approx(0.5**0.5)
+    assert evaluation.cosine(np.ones(3), -5 * np.ones(3)) == pytest.approx(-1)
+    with pytest.raises(ValueError, match="zero vector"):
+        evaluation.cosine(np.zeros(3), np.ones(3))

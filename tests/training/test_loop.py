@@ -22,18 +22,20 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from coupled_adam import geometry, training
+from coupled_adam import geometry, provenance, training
+from coupled_adam.arms import ARMS
 from coupled_adam.gpt import GPT, GPTConfig
 from coupled_adam.text import synthetic
 from coupled_adam.training import (
-    OPTIMIZERS,
     DivergedError,
     TrainingConfig,
     load_run,
+    loop,
     padded_vocabulary,
     train,
-    whole_file,
 )
+
+OPTIMIZERS = tuple(ARMS)
 
 VOCABULARY = 200
 MODEL = GPTConfig(VOCABULARY, context=8, layers=1, heads=2, width=16)
@@ -100,7 +102,7 @@ def files_of(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-WHOLE = ["checkpoint.pt", "config.json", "metrics.jsonl", "tokenizer.json"]
+WHOLE = [".lock", "checkpoint.pt", "config.json", "metrics.jsonl", "tokenizer.json"]
 
 
 # --- the recipe ------------------------------------------------------------------------------
@@ -130,13 +132,14 @@ def test_a_warmup_longer_than_the_run_is_cut_off():
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_optimizers_get_the_scheduled_rate(corpus, optimizer):
-    config, seen = make_config(optimizer, sgd_multiplier=7.0), []
+    config, seen = make_config(optimizer, embedding_multiplier=7.0), []
 
     def observe(step):
         for of_step in step.optimizers:
-            sgd = isinstance(of_step, torch.optim.SGD)
             for group in of_step.param_groups:
-                assert group["lr"] == pytest.approx(step.learning_rate * (7 if sgd else 1))
+                of_embeddings = group["params"][0] is step.model.embedding
+                expected = step.learning_rate * (7 if of_embeddings else 1)
+                assert group["lr"] == pytest.approx(expected)
         seen.append(step.learning_rate)
 
     metrics = run(config, corpus, observe=observe).metrics
@@ -147,7 +150,7 @@ def test_the_optimizers_get_the_scheduled_rate(corpus, optimizer):
 def optimizers_of(config):
     torch.manual_seed(config.seed)
     model = GPT(config.model)
-    return model, training._make_optimizers(model, config)
+    return model, loop._optimizers(model, config)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -193,7 +196,7 @@ def first_gradients(config, corpus):
     """Clipped gradients of the first step, computed without the loop."""
     torch.manual_seed(config.seed)
     model = GPT(config.model)
-    tokens, targets = training._batch(corpus, config, 1, "cpu")
+    tokens, targets = loop._batch(corpus, config, 1, "cpu")
     F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten()).backward()
     norm = torch.sqrt(sum(p.grad.square().sum() for p in model.parameters()))
     factor = min(1.0, config.gradient_clip / norm.item())
@@ -202,7 +205,9 @@ def first_gradients(config, corpus):
 
 @pytest.mark.parametrize("clip", [0.05, 100.0])
 def test_sgd_trains_the_embeddings_and_adamw_the_rest(corpus, clip):
-    config = make_config("sgd", steps=1, warmup_steps=0, gradient_clip=clip, sgd_multiplier=50.0)
+    config = make_config(
+        "sgd", steps=1, warmup_steps=0, gradient_clip=clip, embedding_multiplier=50.0
+    )
     start, gradients, norm = first_gradients(config, corpus)
     result = run(config, corpus)
     assert (norm > clip) == (clip < 1)
@@ -245,7 +250,7 @@ def test_the_same_seed_gives_the_same_run_bit_for_bit(corpus, optimizer):
 def test_another_seed_gives_other_weights_and_other_batches(corpus):
     one, other = make_config(seed=0), make_config(seed=1)
     assert not torch.equal(*(optimizers_of(c)[0].embedding for c in (one, other)))
-    assert not torch.equal(*(training._batch(corpus, c, 1, "cpu")[0] for c in (one, other)))
+    assert not torch.equal(*(loop._batch(corpus, c, 1, "cpu")[0] for c in (one, other)))
 
 
 def test_arms_share_initial_weights_and_batches(corpus):
@@ -271,7 +276,7 @@ def test_batches_are_windows_of_the_text_and_targets_follow(corpus):
     windows = np.lib.stride_tricks.sliding_window_view(text, 9)
     places = {window.tobytes(): place for place, window in enumerate(windows)}
     for step in range(1, 20):
-        tokens, targets = training._batch(corpus, config, step, "cpu")
+        tokens, targets = loop._batch(corpus, config, step, "cpu")
         assert tokens.dtype == torch.int64
         assert torch.equal(tokens[:, 1:], targets[:, :-1])
         whole = torch.cat([tokens, targets[:, -1:]], 1).numpy().astype(text.dtype)
@@ -287,13 +292,13 @@ def test_a_text_of_one_window_is_enough(corpus):
 
 def test_a_step_waits_once_and_the_next_batch_is_read_before(corpus, monkeypatch):
     """On a GPU, so that it computes while the next batch is read, and does not stand still."""
-    events, batch = [], training._batch
+    events, batch = [], loop._batch
 
     def read(corpus, config, step, device):
         events.append(f"read {step}")
         return batch(corpus, config, step, device)
 
-    monkeypatch.setattr(training, "_batch", read)
+    monkeypatch.setattr(loop, "_batch", read)
     for name in ("item", "tolist", "cpu"):
         method = getattr(torch.Tensor, name)
 
@@ -455,10 +460,10 @@ def test_under_bfloat16_no_matrices_of_float32_are_multiplied(corpus):
     """So there is nothing that TF32 could make faster."""
     config = make_config(precision="bfloat16")
     model, _ = optimizers_of(config)
-    batch = training._batch(corpus, config, 1, "cpu")
+    batch = loop._batch(corpus, config, 1, "cpu")
     with Products() as products:
-        with training._precision(config, "cpu"):
-            loss, _ = training._Trained(model)(*batch)
+        with loop._precision(config, "cpu"):
+            loss, *_ = loop._Trained(model, ARMS["coupled"])(*batch)
         forward = set(products.seen)
         loss.backward()
     names = {name for name, _ in forward}
@@ -560,6 +565,8 @@ def test_a_run_may_go_on_in_other_pieces(corpus, tmp_path):
     after = json.loads((folder / "config.json").read_text())
     assert before["config"].pop("accumulation") == 1
     assert after["config"].pop("accumulation") == 4
+    assert [session["first_step"] for session in before.pop("sessions")] == [1]
+    assert [session["first_step"] for session in after.pop("sessions")] == [1, 5]
     assert before == after
     assert files_of(folder) == WHOLE
 
@@ -570,14 +577,14 @@ def script(body, *arguments):
         import os, resource, signal, sys
         from pathlib import Path
         from coupled_adam.text.corpus import open_corpus
-        from test_training import make_config, run
+        from test_loop import make_config, run
         """
     source = textwrap.dedent(imports) + textwrap.dedent(body)
     environment = {
         **os.environ,
         # This file, and the library that is tested here.
         "PYTHONPATH": os.pathsep.join(
-            str(path) for path in (Path(__file__).parent, Path(training.__file__).parents[1])
+            str(path) for path in (Path(__file__).parent, Path(training.__file__).parents[2])
         ),
         "OMP_NUM_THREADS": str(torch.get_num_threads()),  # or the bits might differ
     }
@@ -655,8 +662,8 @@ def test_the_folder_says_what_was_run_on_what(corpus, tmp_path):
     assert described["config"]["seed"] == 3
     assert described["config"]["model"]["width"] == 16
     assert described["corpus"]["fingerprint"] == corpus.fingerprint
-    assert described["environment"]["torch"] == torch.__version__
-    assert described["environment"]["commit"] == training.commit()
+    assert described["sessions"][0]["torch"] == torch.__version__
+    assert described["sessions"][0]["commit"] == provenance.commit()
     tokenizer = (tmp_path / "a" / "run" / "tokenizer.json").read_bytes()
     assert tokenizer == (corpus.folder / "tokenizer.json").read_bytes()
     assert load_run(tmp_path / "a" / "run").config == dataclasses.replace(
@@ -675,8 +682,8 @@ def test_metrics_can_be_followed_while_the_run_goes_on(corpus, tmp_path):
 
 
 def test_the_progress_bar_tells_speed_time_left_and_losses(corpus, monkeypatch, capsys):
-    always = functools.partial(training.tqdm, mininterval=0, miniters=1)
-    monkeypatch.setattr(training, "tqdm", always)
+    always = functools.partial(loop.tqdm, mininterval=0, miniters=1)
+    monkeypatch.setattr(loop, "tqdm", always)
     result = train(make_config(), corpus)
     *_, last = [frame for frame in capsys.readouterr().err.split("\r") if "step=" in frame]
     assert "240/240 [" in last and "token/s" in last
@@ -786,7 +793,7 @@ def test_too_short_a_text_is_refused(corpus, part):
         ("learning_rate", math.nan),
         ("learning_rate", math.inf),
         ("gradient_clip", 0.0),
-        ("sgd_multiplier", -1.0),
+        ("embedding_multiplier", -1.0),
         ("final_share", 1.1),
     ],
 )
@@ -986,63 +993,3 @@ def test_writes_that_the_system_refuses_are_named(corpus, tmp_path, more, named)
     assert files_of(folder) == WHOLE
     config = make_config(evaluate_every=2)
     assert_same_run(run(config, corpus, folder), run(config, corpus))
-
-
-# --- one file --------------------------------------------------------------------------------
-
-
-def test_a_whole_file_appears_with_its_last_byte(tmp_path):
-    path = tmp_path / "x"
-    with whole_file(path) as file:
-        file.write(b"new")
-        assert not path.exists()
-    assert path.read_bytes() == b"new"
-    assert files_of(tmp_path) == ["x"]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, MemoryError])
-def test_a_whole_file_that_is_interrupted_is_as_it_was(tmp_path, error):
-    path = tmp_path / "x"
-    path.write_bytes(b"old")
-    with pytest.raises(error), whole_file(path) as file:
-        file.write(b"new")
-        raise error
-    assert path.read_bytes() == b"old"
-    assert files_of(tmp_path) == ["x"]
-
-
-def test_a_whole_file_takes_the_place_of_the_old_one_at_once(tmp_path):
-    """Renamed, not copied over: whoever has the old file open still has all of it."""
-    path = tmp_path / "x"
-    path.write_bytes(b"old")
-    with path.open("rb") as reader:
-        with whole_file(path) as file:
-            file.write(b"new")
-        assert reader.read() == b"old"
-    assert path.read_bytes() == b"new"
-
-
-def test_a_whole_file_where_nothing_can_be_written(tmp_path):
-    path = tmp_path / "no" / "x"
-    with pytest.raises(OSError, match=f"could not write {path}: No such file"), whole_file(path):
-        pass
-
-
-def test_the_commit_is_known_only_in_the_projects_own_checkout(tmp_path, monkeypatch):
-    git = functools.partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True)
-    author = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
-    file = tmp_path / "training.py"
-    file.write_text("a = 1\n")
-    monkeypatch.setattr(training, "__file__", str(file))
-    assert training.commit() is None
-    (tmp_path / "other.py").touch()
-    git(["git", "init", "--quiet"])
-    git(["git", "add", "other.py"])
-    git(["git", *author, "commit", "--quiet", "-m", "somebody's environment"])
-    assert training.commit() is None
-    git(["git", "add", "."])
-    git(["git", *author, "commit", "--quiet", "-m", "one"])
-    head = git(["git", "rev-parse", "HEAD"]).stdout.decode().strip()
-    assert training.commit() == head
-    file.write_text("a = 2\n")
-    assert training.commit() == f"{head}-dirty"

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from coupled_adam.gpt import GPT
-from coupled_adam.presets import PRESETS, commands, preset_config
+from coupled_adam.text import synthetic
+from coupled_adam.training import PRESETS, commands, preset_config, small_config
 
 
 @pytest.mark.parametrize(
@@ -57,3 +58,11 @@ def test_the_commands_hand_their_files_on():
     assert lines["export"].endswith("export runs/gpt2-124m-coupled-2 hf/gpt2-124m-coupled-2")
     assert "pretrained=hf/gpt2-124m-coupled-2 " in lines["lm_eval"]
     assert len(lines["lm_eval"].split("--tasks ")[1].split(",")) == 7
+
+
+def test_small_config_is_the_paper_s_recipe_on_a_small_model(tmp_path):
+    config = small_config(synthetic(200, tokens=10_240, cache=tmp_path), seed=3, steps=7)
+    assert (config.seed, config.steps) == (3, 7)
+    assert (config.model.layers, config.model.width, config.model.context) == (2, 128, 128)
+    assert config.model.vocabulary_size == 200
+    assert (config.betas, config.weight_decay, config.gradient_clip) == ((0.9, 0.95), 0.1, 1.0)

@@ -15,12 +15,16 @@ import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
-from test_training import assert_same_run, assert_same_tree, checkpoint_of, files_of, steps_in
+from test_loop import assert_same_run, assert_same_tree, checkpoint_of, files_of, steps_in
 
 from coupled_adam import training
+from coupled_adam.arms import ARMS
 from coupled_adam.gpt import GPTConfig
 from coupled_adam.text import synthetic
-from coupled_adam.training import OPTIMIZERS, TrainingConfig, load_run, train
+from coupled_adam.training import TrainingConfig, load_run, train
+from coupled_adam.training.processes import Processes
+
+OPTIMIZERS = tuple(ARMS)
 
 if sys.platform != "win32":
     import fcntl
@@ -132,7 +136,7 @@ def test_a_folder_is_written_once_and_goes_on(together, corpus, tmp_path):
     )
     assert files_of(halted.folder) == files_of(whole.folder)
     described = json.loads((whole.folder / "config.json").read_text())
-    assert described["environment"]["processes"] == PROCESSES
+    assert described["sessions"][-1]["processes"] == PROCESSES
 
 
 def test_a_run_of_two_processes_can_go_on_in_one(together, corpus, tmp_path):
@@ -185,7 +189,7 @@ def test_a_run_that_is_killed_under_torchrun_goes_on(together, corpus, tmp_path)
     (tmp_path / "script.py").write_text(UNDER_TORCHRUN)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += map(str, [tmp_path / "script.py", corpus.folder, corpus.name, folder, pids])
-    paths = (Path(__file__).parent, Path(training.__file__).parents[1])
+    paths = (Path(__file__).parent, Path(training.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
     with subprocess.Popen(command, env=environment) as torchrun:
         try:
@@ -233,8 +237,8 @@ def test_a_batch_that_cannot_be_shared_is_refused(together, corpus):
 )
 def test_the_processes_share_the_pieces(monkeypatch, batch_size, accumulation, processes, pieces):
     """So that what fits into the memory of one GPU does not fail on many, and stays large."""
-    monkeypatch.setattr(training._Processes, "present", staticmethod(lambda: (0, processes)))
-    config = make_config(batch_size=batch_size, accumulation=accumulation)
-    shared = training._Processes(config)
+    for name, value in (("is_initialized", True), ("get_rank", 0), ("get_world_size", processes)):
+        monkeypatch.setattr(dist, name, lambda value=value: value)
+    shared = Processes(batch_size, accumulation)
     assert shared.pieces == pieces
     assert batch_size / processes / pieces <= batch_size / accumulation
