@@ -16,7 +16,7 @@ from nbformat import NotebookNode
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"(?:github\.com|colab\.research\.google\.com/github)/([\w.-]+)/([\w.-]+)")
 # Where the workflow publishes the chapters as plain notebooks: a branch, because Colab opens
-# notebooks from GitHub by branch and path. The chapters themselves hold MyST, which Colab shows raw.
+# notebooks from GitHub by branch and path. The chapters themselves hold MyST, which it shows raw.
 NOTEBOOKS_BRANCH = "notebooks"
 COLAB_LINE = re.compile(r"^\[Open in Colab\]\(.*\)$", flags=re.MULTILINE)
 SETUP = """\

@@ -84,7 +84,7 @@ def _no_gpu() -> str:
 
 
 def _no_compiler() -> str:
-    return "" if native._library(torch.float32) else "no C compiler on this machine"
+    return native.unavailable(torch.float32)
 
 
 def _no_triton() -> str:
