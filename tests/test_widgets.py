@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import re
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from bs4 import BeautifulSoup
 from test_figures import PAGE, run_node
 
 from coupled_adam.errors import RefusedError
+from coupled_adam.extras import MissingExtraError
 from coupled_adam.widgets import Exploration, explore
 
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -228,6 +230,20 @@ def test_the_bundle_holds_a_page_an_opaque_picture_and_words() -> None:
     assert bundle["text/plain"].startswith(
         "The area of a rectangle.\nwidth 1, height 0.5, doubled False, unit cm: 0.5 cm²\n"
     )
+
+
+def test_without_matplotlib_the_page_is_there_and_the_picture_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    explored = explore(area, **KNOBS)
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert area(doubled=True) in explored.html()
+    with pytest.raises(MissingExtraError, match=r"needs matplotlib.*coupled-adam\[book\]"):
+        explored.png()
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    with pytest.raises(MissingExtraError, match=r"needs ipywidgets.*coupled-adam\[book\]"):
+        explored.controls()
 
 
 # The script, run under node on a stand-in for a page

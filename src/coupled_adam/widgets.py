@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupled_adam.errors import RefusedError
+from coupled_adam.extras import needs
 from coupled_adam.figures.page import piece
 
 __all__ = ["Exploration", "explore"]
@@ -198,7 +199,8 @@ class Exploration:
         Returns:
             A ``VBox``: the controls in a box, in the order of the knobs, and the result below them.
         """
-        import ipywidgets  # type: ignore[import-untyped]
+        with needs("book"):
+            import ipywidgets  # type: ignore[import-untyped]
 
         shown = ipywidgets.HTML(value=self.results[self._start()].shown())
         made = {knob.name: _control(ipywidgets, knob) for knob in self.knobs}
@@ -422,7 +424,8 @@ def _picture(figure: Any) -> _Picture:
 
 def _picture_of_words(words: str) -> _Picture:
     """Words as a picture, for places that show neither HTML nor text."""
-    from matplotlib.figure import Figure
+    with needs("book"):
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 0.4 + 0.25 * (words.count("\n") + 1)), dpi=110)
     # Dollar signs are the function's own, not mathematics.
@@ -438,7 +441,8 @@ def _compressed(picture: _Picture, over: _Picture | None = None) -> bytes:
         over: another one of the same size. The result is then transparent where the two are alike,
             to be laid over it.
     """
-    from PIL import Image
+    with needs("book"):
+        from PIL import Image
 
     colours, file = picture.array(), io.BytesIO()
     if over is None:
