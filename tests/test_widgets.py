@@ -85,7 +85,7 @@ def test_a_knob_begins_at_the_functions_default_or_its_first_value() -> None:
     knobs = explore(area, width=[1, 2], height=[4, 5], unit=["m", "cm"], doubled=False).knobs
     assert [knob.values[knob.start] for knob in knobs] == [2, 4, "cm", False]
     # True is no 1, and an array has an equality of its own.
-    assert explore(lambda n=1: n, n=[True, 1]).knobs[0].start == 1
+    assert explore(lambda n=True: n, n=[0, 1]).knobs[0].start == 0
     array = np.ones(2)
     assert explore(lambda n=array: str(n), n=[0, 1]).knobs[0].start == 0
 
@@ -594,6 +594,8 @@ def takes(x=1, y=2):
         ({"x": [1, float("nan")]}, "finite"),
         ({"x": [1, 2, 1]}, "twice"),
         ({"x": [1, 1.0]}, "twice"),
+        ({"x": [True, 1]}, "twice"),
+        ({"x": [0.0, -0.0]}, "twice"),
         ({"x": "abc"}, "a knob is a list"),
         ({"x": 5}, "a knob is a list"),
         ({"x": None}, "a knob is a list"),

@@ -155,20 +155,7 @@ class Exploration:
 
     def html(self) -> str:
         """The knobs over the table of results, as one self-contained piece of HTML."""
-        return self._html
-
-    @cached_property
-    def _html(self) -> str:
-        first = self.results[self._start()]
-        # The first to be seen stands first, so that the others can be drawn over it.
-        places = {first: 0}
-        states = [places.setdefault(result, len(places)) for result in self.results.values()]
-        inside = [f'<div class="state">{first.shown()}</div>']
-        for result in list(places)[1:]:
-            # Axes, labels and contours are the same in all pictures as a rule: drawing them once
-            # makes chapter 02's page of 27 settings a fifth as heavy.
-            shown = result.shown(over=first.picture)
-            inside.append(f'<div class="state" hidden>{shown}</div>')
+        states, inside = self._table
         config = {
             "knobs": [
                 {
@@ -182,7 +169,7 @@ class Exploration:
             "states": states,
             "token": self._token(),
         }
-        return piece("explore", config, self.about, "".join(inside))
+        return piece("explore", config, self.about, inside)
 
     def png(self) -> bytes:
         """The first setting's result as an opaque picture."""
@@ -225,8 +212,24 @@ class Exploration:
     def _words(self, values: tuple[Any, ...]) -> str:
         return f"{_setting(self.knobs, values)}: {self.results[values].words}"
 
+    @cached_property
+    def _table(self) -> tuple[list[int], str]:
+        """Which state belongs to each setting, and the states in HTML, each once."""
+        first = self.results[self._start()]
+        # The first to be seen stands first, so that the others can be drawn over it.
+        places = {first: 0}
+        states = [places.setdefault(result, len(places)) for result in self.results.values()]
+        inside = [f'<div class="state">{first.shown()}</div>']
+        for result in list(places)[1:]:
+            # Axes, labels and contours are the same in all pictures as a rule: drawing them once
+            # makes chapter 02's page of 27 settings a fifth as heavy.
+            shown = result.shown(over=first.picture)
+            inside.append(f'<div class="state" hidden>{shown}</div>')
+        return states, "".join(inside)
+
     def _token(self) -> str:
-        shown = repr((self.knobs, self.results))
+        """A class that the controls have and that the table's script looks for."""
+        shown = repr((self.knobs, self._table))
         return "explore-" + hashlib.sha256(shown.encode()).hexdigest()[:12]
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
@@ -301,7 +304,7 @@ def _knob(name: str, given: Any, default: Any) -> _Knob:
     if len(values) < 2:
         count = "no values" if not values else "only one value"
         raise RefusedError(f"{name} has {count}; a knob needs at least two to choose from")
-    if len({(_is_number(value), value) for value in values}) < len(values):
+    if len(set(values)) < len(values):  # True and 1 are one value to Python
         raise RefusedError(f"{name} has a value twice: {', '.join(map(_say, values))}")
     ordered = all(map(_is_number, values)) and all(a < b for a, b in itertools.pairwise(values))
     start = next((k for k, value in enumerate(values) if _same(value, default)), 0)
