@@ -486,7 +486,8 @@ def test_the_picture_that_is_seen_is_the_functions(tab: Any, tmp_path: Path) -> 
     """On the screen: those after the first are drawn over it."""
     pictures = pytest.importorskip("PIL.Image")
     explored = explore(drawn, slope=[1, -1, 2], colour=["C0", "C3"])
-    tab.open(a_page(tmp_path, explored.html()))
+    theme = "<style>html body div img { background: #888; padding: 8px; }</style>"
+    tab.open(a_page(tmp_path, theme, explored.html()))
     for value, key in [(1, "Tab"), (-1, "ArrowRight"), (2, "ArrowRight"), (-1, "ArrowLeft")]:
         tab.press(key)
         place = tab.value("""(() => {
