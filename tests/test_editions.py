@@ -34,10 +34,9 @@ each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=[path.stem for path
 
 
 @pytest.fixture(scope="session")
-def edition(tmp_path_factory) -> dict[str, nbformat.NotebookNode]:
-    """The notebooks of the edition, written anew, by the name of their chapter."""
-    made = editions.build(tmp_path_factory.mktemp("editions") / "notebook")
-    return {path.stem: nbformat.read(path, as_version=4) for path in made}
+def edition() -> dict[str, nbformat.NotebookNode]:
+    """The current notebooks of the edition, by the name of their chapter."""
+    return {path.stem: nbformat.read(path, as_version=4) for path in editions.build()}
 
 
 @pytest.fixture(scope="session")
@@ -466,6 +465,26 @@ def test_a_cell_that_the_page_leaves_out_is_an_error_and_not_missing(tmp_path, m
     target = small_book(tmp_path, [new_markdown_cell("# 7. Small"), hidden], monkeypatch)
     with pytest.raises(editions.EditionsError, match="code cells"):
         editions.build(target)
+
+
+def test_an_edition_is_written_again_when_a_source_changes_or_a_notebook_of_it(
+    tmp_path, monkeypatch, capfd
+):
+    def written() -> bool:
+        editions.build(target)
+        return "Writing" in capfd.readouterr().out
+
+    target = small_book(tmp_path, [new_markdown_cell("# 7. Small")], monkeypatch)
+    assert written()
+    assert not written()
+    (tmp_path / "chapters" / "07-small.ipynb").write_text(
+        (tmp_path / "chapters" / "07-small.ipynb").read_text().replace("Small", "Large")
+    )
+    assert written()
+    (target / "07-small.ipynb").write_text("not the edition")
+    assert written()
+    assert "# 7. Large" in markdown(nbformat.read(target / "07-small.ipynb", as_version=4))
+    assert not written()
 
 
 @pytest.fixture
