@@ -200,7 +200,8 @@ def test_datasets_streams_from_any_document_on(tmp_path, monkeypatch):
     """The real package, on files of its own kind that are here."""
     pytest.importorskip("datasets", reason="datasets is not installed")
     (tmp_path / "rows").mkdir()
-    for number, documents in enumerate((range(90), range(90, 91), range(91, 250))):
+    parts = (range(40), range(40, 70), range(70, 90), range(90, 91), range(91, 250))
+    for number, documents in enumerate(parts):
         lines = (json.dumps({"text": document(k)}) + "\n" for k in documents)
         (tmp_path / "rows" / f"train-{number}.jsonl").write_text("".join(lines))
     monkeypatch.setitem(streams.COLLECTIONS, "fineweb", (str(tmp_path / "rows"), None))
@@ -216,5 +217,72 @@ def test_datasets_streams_from_any_document_on(tmp_path, monkeypatch):
     monkeypatch.setattr(streams, "_encoded_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         collection("fineweb", None, VOCABULARY, tmp_path / "cache")
+    opened = []
+    monkeypatch.setattr(streams._Rows, "__iter__", counting(streams._Rows.__iter__, opened))
     corpus = collection("fineweb", None, VOCABULARY, tmp_path / "cache")
     assert texts_of(corpus, "train") == [document(k) for k in range(250) if k % 8 != 7]
+    # 120 documents were kept, 91 of them the whole of four files. The last of these is looked at.
+    assert opened == [["train-3.jsonl", "train-4.jsonl"]]
+
+
+def counting(rows_of, opened):
+    """The rows, with a note of the files that are opened for them."""
+
+    def iterate(self):
+        files = []
+        audited.append(files)
+        try:
+            yield from rows_of(self)
+        finally:
+            audited.remove(files)
+            opened.append([name for name in dict.fromkeys(files)])
+
+    return iterate
+
+
+audited: list[list[str]] = []
+
+
+@sys.addaudithook
+def _note_opened_rows(event, arguments):
+    if event == "open" and isinstance(arguments[0], str) and arguments[0].endswith(".jsonl"):
+        for files in audited:
+            files.append(os.path.basename(arguments[0]))
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (None, "NoneType"),
+        (7, "int"),
+        (b"bytes", "bytes"),
+        ({"body": "a text by another name"}, "dict"),
+        (float("nan"), "float"),
+        ("half of a pair: \ud83d", "surrogate"),
+    ],
+)
+@pytest.mark.parametrize("at", [0, 3, 100])
+def test_a_row_that_is_no_text_is_named_and_what_was_prepared_is_kept(tmp_path, row, says, at):
+    rows = [document(k) for k in range(250)]
+    rows[at] = row
+
+    def start(first):
+        return iter(rows[first:])
+
+    with pytest.raises(TextError, match=rf"document {at} of mine is .*{says}.*leave such rows out"):
+        stream("mine", start, 250, VOCABULARY, tmp_path)
+    kept = list(tmp_path.glob("*.parts/*.npz"))
+    assert len(kept) == at // 40
+    rows[at] = document(at)
+    corpus = stream("mine", start, 250, VOCABULARY, tmp_path)
+    assert len(texts_of(corpus, "train")) == 219
+
+
+def test_a_row_without_text_of_a_dataset_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("datasets", reason="datasets is not installed")
+    (tmp_path / "rows").mkdir()
+    lines = [json.dumps({"text": document(k) if k != 60 else None}) + "\n" for k in range(250)]
+    (tmp_path / "rows" / "train.jsonl").write_text("".join(lines))
+    monkeypatch.setitem(streams.COLLECTIONS, "fineweb", (str(tmp_path / "rows"), None))
+    with pytest.raises(TextError, match="document 60 of fineweb is of type NoneType"):
+        collection("fineweb", None, VOCABULARY, tmp_path / "cache")

@@ -62,7 +62,14 @@ def _cloud(panels: list[Axes], config: dict[str, Any]) -> None:
     half = 1.08 * max(1.2, *(float(np.abs(run.path[-1]).max()) for run in runs.values()))
     for panel, (name, run) in zip(panels, runs.items(), strict=True):
         rows = run.path[-1]
-        panel.scatter(*rows.T, s=3 + 900 * frequencies, color=colour(name), alpha=0.55, linewidth=0)
+        panel.scatter(
+            rows[:, 0],
+            rows[:, 1],
+            s=3 + 900 * frequencies,
+            color=colour(name),
+            alpha=0.55,
+            linewidth=0,
+        )
         _plane(panel, half)
         _arrow(panel, (0, 0), rows.mean(axis=0), linewidth=2.5, color="black")
         panel.set_title(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -28,6 +31,7 @@ from coupled_adam.text.tokens import (
 )
 
 SHARD = 10_000  # documents; what an interruption costs at most
+_NO_CHARACTER = re.compile("[\ud800-\udfff]")
 HELD_OUT = 200  # every so many documents one is for validation
 
 # Where ``datasets`` finds them: name and configuration.
@@ -63,7 +67,7 @@ def collection(
         raise TextError(f"there is no collection {name!r}: choose one of {', '.join(COLLECTIONS)}")
     path, configuration = COLLECTIONS[name]
 
-    def start(number: int) -> Iterator[str]:
+    def opened() -> Any:
         try:
             from datasets import load_dataset
         except ImportError as error:
@@ -71,10 +75,32 @@ def collection(
                 f"{name} is streamed by the package datasets, which is not installed: "
                 "pip install datasets"
             ) from error
-        rows = load_dataset(path, configuration, split="train", streaming=True)
-        return (row["text"] for row in rows.skip(number))
+        return load_dataset(path, configuration, split="train", streaming=True)
 
-    return stream(name, start, documents, vocabulary_size, cache)
+    def start(number: int) -> _Rows:
+        return _Rows(opened().skip(number) if number else opened())
+
+    def resume(place: dict[str, Any]) -> _Rows:
+        rows = opened()
+        rows.load_state_dict(place)
+        return _Rows(rows)
+
+    return stream(name, start, documents, vocabulary_size, cache, resume=resume)
+
+
+class _Rows:
+    """The texts of a streamed dataset, and the place in it."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[Any]:
+        for row in self._rows:
+            yield row.get("text") if isinstance(row, Mapping) else row
+
+    def place(self) -> dict[str, Any]:
+        """Which file, and which row of it, is next; its files before need not be opened again."""
+        return self._rows.state_dict()
 
 
 def stream(
@@ -83,6 +109,8 @@ def stream(
     documents: int | None = None,
     vocabulary_size: int = 50_257,
     cache: str | os.PathLike[str] | None = None,
+    *,
+    resume: Callable[[dict[str, Any]], Iterable[str]] | None = None,
 ) -> Corpus:
     """Prepare a stream of documents; call again after an interruption to go on.
 
@@ -97,12 +125,15 @@ def stream(
         documents: how many are taken; None for all.
         vocabulary_size: number of BPE tokens V, from 257.
         cache: folder for the token files; None for ``$COUPLED_ADAM_CACHE`` or the user's cache.
+        resume: starts the stream at a place, which is what the method ``place()`` of the iterable
+            that ``start`` or ``resume`` has returned said, as JSON, after a document; where it is
+            given, nothing before that place has to be read again.
 
     Returns:
         The corpus; every 200th document is for validation.
 
     Raises:
-        TextError: the stream breaks off, or holds too little text.
+        TextError: the stream breaks off, holds too little text, or something that is no text.
         OSError: the cache folder cannot be written.
     """
     vocabulary_size = checked_vocabulary_size(vocabulary_size)
@@ -110,11 +141,12 @@ def stream(
         raise TextError(f"documents must be a whole number from 1, not {documents!r}")
     parts: list[Path] = []
 
-    def write(folder: Path) -> dict:
+    def write(folder: Path) -> dict[str, Any]:
         parts.append(folder.with_suffix(".parts"))
         parts[0].mkdir(exist_ok=True)
-        tokenizer = _tokenizer(parts[0], name, start, vocabulary_size)
-        pieces = _pieces(_shards(parts[0], name, start, documents, tokenizer))
+        source = _Source(name, start, resume, parts[0])
+        tokenizer = _tokenizer(source, vocabulary_size)
+        pieces = _pieces(_shards(source, documents, tokenizer))
         meta = write_tokens(folder, tokenizer, pieces)
         held_out = meta["tokens"]["validation"]
         if held_out < MINIMUM_VALIDATION:
@@ -137,48 +169,57 @@ def stream(
     return open_corpus(folder, name)
 
 
-def _tokenizer(
-    parts: Path, name: str, start: Callable[[int], Iterable[str]], vocabulary_size: int
-) -> Tokenizer:
-    path = parts / TOKENIZER_FILE
+class _Source(NamedTuple):
+    """A stream and the folder of its shards."""
+
+    name: str
+    start: Callable[[int], Iterable[str]]
+    resume: Callable[[dict[str, Any]], Iterable[str]] | None
+    parts: Path
+
+    def shard(self, number: int) -> Path:
+        return self.parts / f"{number:06}.npz"
+
+    def place(self, document: int) -> Path:
+        """Where it is kept how the stream begins at a document."""
+        return self.parts / f"{document}.place.json"
+
+
+def _tokenizer(source: _Source, vocabulary_size: int) -> Tokenizer:
+    path = source.parts / TOKENIZER_FILE
     if not _is_whole(path):
-        tokenizer = train_bpe(_sample(name, start, sample_size(vocabulary_size)), vocabulary_size)
+        tokenizer = train_bpe(_sample(source, sample_size(vocabulary_size)), vocabulary_size)
         if tokenizer.get_vocab_size() < vocabulary_size:
             raise TextError(
-                f"{name} is too small for a vocabulary of {vocabulary_size:,} tokens: it yields "
-                f"only {tokenizer.get_vocab_size():,}; ask for that many or less"
+                f"{source.name} is too small for a vocabulary of {vocabulary_size:,} tokens: it "
+                f"yields only {tokenizer.get_vocab_size():,}; ask for that many or less"
             )
         _save(path, tokenizer.to_str().encode())
     return read_tokenizer(path)
 
 
-def _sample(name: str, start: Callable[[int], Iterable[str]], most: int) -> Iterator[str]:
+def _sample(source: _Source, most: int) -> Iterator[str]:
     size = 0
-    for text in _unbroken(name, start, 0):
+    for text in _unbroken(source, 0):
         if size >= most:
             return
         size += len(text)
         yield text
 
 
-def _shards(
-    parts: Path,
-    name: str,
-    start: Callable[[int], Iterable[str]],
-    documents: int | None,
-    tokenizer: Tokenizer,
-) -> Iterator[Path]:
+def _shards(source: _Source, documents: int | None, tokenizer: Tokenizer) -> Iterator[Path]:
     """The files of all shards, in order, each made if it is not there and whole."""
-    texts, position, number, wanted = iter(()), -1, 0, SHARD
+    texts: Iterator[str] = iter(())
+    position, number, wanted = -1, 0, SHARD
     total = None if documents is None else -(-documents // SHARD)
-    with tqdm(desc=name, total=total, unit="shard", leave=False, delay=5) as progress:
+    with tqdm(desc=source.name, total=total, unit="shard", leave=False, delay=5) as progress:
         while documents is None or number * SHARD < documents:
-            path, first = parts / f"{number:06}.npz", number * SHARD
+            path, first = source.shard(number), number * SHARD
             if documents is not None:
                 wanted = min(SHARD, documents - first)
             if not _is_whole(path):
                 if position != first:  # shards before this one were there already
-                    texts = _unbroken(name, start, first)
+                    texts = _unbroken(source, first)
                 of_shard = list(islice(texts, wanted))
                 position = first + len(of_shard)
                 _save(path, _encoded_shard(of_shard, first, tokenizer))
@@ -190,21 +231,44 @@ def _shards(
             progress.update()
 
 
-def _unbroken(name: str, start: Callable[[int], Iterable[str]], first: int) -> Iterator[str]:
-    """Documents from a given one on; whatever goes wrong with them says where, and how to go on."""
-    number = first
+def _unbroken(source: _Source, first: int) -> Iterator[str]:
+    """Documents from a given one on; whatever goes wrong with them says where, and how to go on.
+
+    The place in the stream is kept wherever a shard ends.
+    """
+    number, known = first, source.place(first)
     try:
-        for text in start(first):
-            yield text
+        if source.resume is not None and _is_whole(known):
+            texts = source.resume(json.loads(known.read_text(encoding="utf-8")))
+        else:
+            texts = source.start(first)
+        for text in texts:
+            _check_text(source.name, number, text)
             number += 1
+            if source.resume is not None and number % SHARD == 0 and hasattr(texts, "place"):
+                _save(source.place(number), json.dumps(texts.place()).encode())
+            yield text
     except TextError:
         raise
     except Exception as error:  # a network fails in many ways
         raise TextError(
-            f"the stream of {name} broke off at document {number:,} "
+            f"the stream of {source.name} broke off at document {number:,} "
             f"({type(error).__name__}: {error}); what is prepared so far is kept: see to the "
             "network and call again to go on"
         ) from error
+
+
+def _check_text(name: str, number: int, text: Any) -> None:
+    wrong = None
+    if not isinstance(text, str):
+        wrong = f"of type {type(text).__name__}, not a text"
+    elif _NO_CHARACTER.search(text):
+        wrong = "a text with half of a surrogate pair, which is no character"
+    if wrong:
+        raise TextError(
+            f"document {number:,} of {name} is {wrong}: leave such rows out of the stream, or make "
+            "texts of them; what is prepared so far is kept, and the same call goes on from there"
+        )
 
 
 def _encoded_shard(texts: list[str], first: int, tokenizer: Tokenizer) -> bytes:
@@ -218,7 +282,7 @@ def _encoded_shard(texts: list[str], first: int, tokenizer: Tokenizer) -> bytes:
         tokens[part].append(ids.astype(np.uint32))
     buffer = io.BytesIO()
     joined = {part: np.concatenate([np.empty(0, np.uint32), *ids]) for part, ids in tokens.items()}
-    np.savez(buffer, documents=len(texts), **joined)
+    np.savez(buffer, documents=len(texts), train=joined["train"], validation=joined["validation"])
     return buffer.getvalue()
 
 
