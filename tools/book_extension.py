@@ -206,6 +206,16 @@ def keep_returns_whole(
             )  # reST reads nothing, and Napoleon a line of its own
 
 
+def name_no_factory(
+    app: Sphinx, what: str, name: str, documented: Any, options: Any, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """Show ``...`` where a data class makes its default: ``<factory>`` is no Python to Sphinx.
+
+    A signature that it cannot parse gets no links, and the inner names of all types.
+    """
+    return (signature.replace("<factory>", "..."), returns) if signature else None
+
+
 def skip_fields(
     app: Sphinx, what: str, name: str, documented: Any, skip: bool, options: Any
 ) -> bool | None:
@@ -251,6 +261,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("missing-reference", find_public_name)
     # Before Napoleon, which is one of the handlers of the same event.
     app.connect("autodoc-process-docstring", keep_returns_whole, priority=400)
+    app.connect("autodoc-process-signature", name_no_factory)
     app.connect("autodoc-skip-member", skip_fields)
     app.connect("html-page-context", drop_thebe, priority=900)
     # After the theme's own buttons, which are added in handlers of the same event.
