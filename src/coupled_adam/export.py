@@ -12,7 +12,7 @@ from torch import Tensor
 from coupled_adam.errors import RefusedError
 from coupled_adam.extras import needs
 from coupled_adam.files import write_whole
-from coupled_adam.gpt import GPT, GPTConfig
+from coupled_adam.gpt import GPT, Block, GPTConfig
 from coupled_adam.text import END_OF_TEXT
 from coupled_adam.text.corpus import TOKENIZER_FILE
 from coupled_adam.training import load_run
@@ -102,6 +102,7 @@ def gpt2_tensors(model: GPT) -> dict[str, Tensor]:
         "transformer.ln_f.weight": model.final_norm.weight,
     }
     for number, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
         name = f"transformer.h.{number}"
         tensors |= {
             f"{name}.ln_1.weight": block.attention_norm.weight,

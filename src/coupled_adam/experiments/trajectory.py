@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -64,7 +65,7 @@ def watch(
         The trajectory.
     """
     keep = set(snapshots)
-    lists: dict[str, list] = {"rate": [], "mean": [], "hidden": [], "std": [], "absent": []}
+    lists: dict[str, list[Any]] = {"rate": [], "mean": [], "hidden": [], "std": [], "absent": []}
     start = initial_embedding(config).double()
     embeddings = {0: start.numpy()}
     lists["mean"].append(start.mean(0).numpy())

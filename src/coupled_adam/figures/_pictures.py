@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from coupled_adam.extras import needs
 from coupled_adam.figures import _arithmetic as arithmetic
 from coupled_adam.palette import colour, label
 
@@ -22,7 +23,8 @@ def picture(kind: str, config: dict[str, Any]) -> bytes:
         config: what its script is given.
     """
     # Not through pyplot: that would leave open figures behind and disturb a notebook's own.
-    from matplotlib.figure import Figure
+    with needs("book"):
+        from matplotlib.figure import Figure
 
     columns = {"cloud": 3, "toy_updates": len(config.get("optimizers", ()))}.get(kind, 2)
     height = {"cloud": 3.8, "toy_updates": 4.1}.get(kind, 3.4)
@@ -62,7 +64,14 @@ def _cloud(panels: list[Axes], config: dict[str, Any]) -> None:
     half = 1.08 * max(1.2, *(float(np.abs(run.path[-1]).max()) for run in runs.values()))
     for panel, (name, run) in zip(panels, runs.items(), strict=True):
         rows = run.path[-1]
-        panel.scatter(*rows.T, s=3 + 900 * frequencies, color=colour(name), alpha=0.55, linewidth=0)
+        panel.scatter(
+            rows[:, 0],
+            rows[:, 1],
+            s=3 + 900 * frequencies,
+            color=colour(name),
+            alpha=0.55,
+            linewidth=0,
+        )
         _plane(panel, half)
         _arrow(panel, (0, 0), rows.mean(axis=0), linewidth=2.5, color="black")
         panel.set_title(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -91,9 +90,7 @@ class Corpus:
         hashes = [
             meta["files"][f"{part}.bin"]
             if _is_whole_file(tokens, self.folder, part)
-            else hashlib.sha256(
-                np.ascontiguousarray(tokens, token_type(self.vocabulary_size))
-            ).hexdigest()
+            else files.digest_of(tokens.astype(token_type(self.vocabulary_size)).tobytes())
             for part, tokens in (("train", self.train), ("validation", self.validation))
         ]
         return files.digest_of([*hashes, meta["vocabulary"]])
@@ -188,7 +185,7 @@ class Corpus:
         Raises:
             TextError: the id is outside 0 to V - 1.
         """
-        symbols = self._tokenizer.id_to_token(self._checked(token))
+        symbols = self._tokenizer.id_to_token(self._checked(token)) or ""
         text = bytes(_byte_of_symbol()[s] for s in symbols).decode("utf-8", "backslashreplace")
         text = text.translate({ord(" "): "␣", ord("\n"): "⏎", ord("\t"): "⇥"})
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -245,17 +242,19 @@ def _unpickled(
     token_classes: np.ndarray | None,
     fingerprint: str,
 ) -> Corpus:
-    tokens = []
+    tokens: dict[str, np.ndarray] = {}
     for part, place in (("train", train), ("validation", validation)):
         if isinstance(place, tuple):
             first, end = place
             of_file = _mapped(folder, name, part)
             if len(of_file) < end:
                 raise TextError(f"the token files of {name} in {folder} have been cut short")
-            tokens.append(of_file[first:end])
+            tokens[part] = of_file[first:end]
         else:
-            tokens.append(_read_only(place))
-    corpus = Corpus(name, vocabulary_size, folder, *tokens, token_classes)
+            tokens[part] = _read_only(place)
+    corpus = Corpus(
+        name, vocabulary_size, folder, tokens["train"], tokens["validation"], token_classes
+    )
     vars(corpus)["fingerprint"] = fingerprint  # or every worker would hash the part anew
     return corpus
 
@@ -287,7 +286,7 @@ def token_type(vocabulary_size: int) -> np.dtype:
 def _meta(folder: Path, name: str) -> dict[str, Any]:
     try:
         return read_meta(folder)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise TextError(
             f"the token files of {name} are gone from {folder}; load the text again"
         ) from error
@@ -298,7 +297,12 @@ def _meta(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _mapped(folder: Path, name: str, part: str) -> np.ndarray:
-    return np.memmap(folder / f"{part}.bin", dtype=_meta(folder, name)["dtype"], mode="r")
+    try:
+        return np.memmap(folder / f"{part}.bin", dtype=_meta(folder, name)["dtype"], mode="r")
+    except (FileNotFoundError, ValueError) as error:  # the latter: nothing is left in it
+        raise TextError(
+            f"the token files of {name} in {folder} are damaged ({error}); load the text again"
+        ) from error
 
 
 def _place(tokens: np.ndarray, folder: Path, part: str) -> tuple[int, int] | None:

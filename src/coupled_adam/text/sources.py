@@ -13,8 +13,9 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
@@ -34,7 +35,11 @@ from coupled_adam.text.tokens import (
 DUMP = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 DUMP_SHA256 = "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d"
 
-OPENERS = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+OPENERS: dict[str, Callable[[BinaryIO], Any]] = {
+    ".xz": lzma.open,
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+}
 SUFFIXES = (".txt", *OPENERS)
 BLOCK = 1 << 20  # bytes read at a time
 PROGRESS_AFTER = 5  # seconds
@@ -66,7 +71,7 @@ def wikipedia_sample(
     """
     vocabulary_size = checked_vocabulary_size(vocabulary_size)
 
-    def write(folder: Path) -> dict:
+    def write(folder: Path) -> dict[str, Any]:
         articles = [part for article in wikipedia_articles() for part in (article, None)]
         return write_text(
             folder, "the Wikipedia sample", lambda _: in_passages(articles), vocabulary_size
@@ -121,7 +126,7 @@ def load(
             for file in files:
                 yield from in_passages(_documents(_decoded(file, _blocks(file, progress))))
 
-    def write(folder: Path) -> dict:
+    def write(folder: Path) -> dict[str, Any]:
         return write_text(folder, str(path), passages, vocabulary_size)
 
     recipe = {
@@ -193,7 +198,7 @@ def _says_something(line: str) -> bool:
     return not picture and re.search(r"[^\W\d_]{2}", line) is not None
 
 
-def _recipe(vocabulary_size: int) -> dict:
+def _recipe(vocabulary_size: int) -> dict[str, Any]:
     return {
         "vocabulary_size": vocabulary_size,
         "sample": sample_size(vocabulary_size),

@@ -264,7 +264,7 @@ def write_tokens(
                 counts += np.bincount(ids, minlength=size)
     (folder / COUNTS_FILE).write_bytes(counts.tobytes())
     (folder / TOKENIZER_FILE).write_text(tokenizer.to_str(), encoding="utf-8")
-    words = "\n".join(tokenizer.id_to_token(token) for token in range(size))
+    words = "\n".join(tokenizer.id_to_token(token) or "" for token in range(size))
     return {
         "vocabulary_size": size,
         "vocabulary": files.digest_of(words),

@@ -170,7 +170,7 @@ class TrainingConfig:
 
 
 def _check_fields(cls: type, values: Mapping[str, Any], where: str) -> None:
-    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    known = [field.name for field in fields(cls)]
     complaints = [
         f"{what} {', '.join(names)}"
         for what, names in (
