@@ -29,15 +29,15 @@ _NEVER_TOKENS = frozenset(
     _words(
         "wpe pe pos position positions positional absolute sinusoidal rotary relative rel distance "
         "bias segment segments seg type types time timestep timesteps freq row column col level "
-        "levels query queries patch patches cls mask ngram latent latents register registers mem "
-        "memory expert experts router point points reference norm scale shift"
+        "levels query queries patch patches cls class label labels mask ngram latent latents "
+        "register registers mem memory expert experts router point points reference norm scale "
+        "shift"
     )
 )
 # To what is a token only where a head says so, as in models of sounds and pictures.
 _SELDOM_TOKENS = frozenset(
     _words(
-        "lang quantize quantizer codebook image images pixel vision visual label labels class "
-        "speaker task modality"
+        "lang quantize quantizer codebook image images pixel vision visual speaker task modality"
     )
 )
 # And to tokens. "words" alone, "inputs" and the like name too much else.
