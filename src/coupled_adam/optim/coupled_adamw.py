@@ -161,8 +161,8 @@ class CoupledAdamW(AdamW):
             differentiable=differentiable,
             fused=fused,
         )
-        # With this flag GradScaler would leave unscaling and skipping to the step, of which only
-        # torch's fused kernel is capable; without it, it does both itself, for every group.
+        # With this flag GradScaler would leave unscaling and skipping to the step, which does them
+        # for groups with fused=True only; without it, it does both itself, for every group.
         self._step_supports_amp_scaling = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
