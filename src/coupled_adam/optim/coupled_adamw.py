@@ -570,12 +570,13 @@ def _bias_correction(beta: float | Tensor, step: float | Tensor) -> float | Tens
 def _start_state(state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> None:
     # Never the parameter's type: a bfloat16 counter would stop at 256.
     counter_dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-    # From a number, not by torch.zeros: a FakeTensor can be read back then, as torch's own can.
-    state["step"] = torch.tensor(
-        0.0,
-        dtype=torch.float32 if group["fused"] else counter_dtype,
-        device=parameter.device if counts_on_device(group) else "cpu",
-    )
+    dtype = torch.float32 if group["fused"] else counter_dtype
+    # As torch makes them: zeros on a device, which a graph can be capturing, and elsewhere from a
+    # number, which can be read back even from a FakeTensor.
+    if counts_on_device(group):
+        state["step"] = torch.zeros((), dtype=dtype, device=parameter.device)
+    else:
+        state["step"] = torch.tensor(0.0, dtype=dtype, device="cpu")
     state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
     if group["coupled"]:
         second_moment = sharding.column_zeros(parameter, state_dtype(parameter), group)
