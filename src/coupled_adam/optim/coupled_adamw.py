@@ -96,9 +96,12 @@ class CoupledAdamW(AdamW):
     shards of rows needs ``process_group=``, the processes that share out the rows. One all-reduce a
     step adds up the sums of all coupled matrices while the other groups are stepped, so every
     process has to take every step, gradients or not: rows without a gradient count as zeros if
-    another process has one, else the matrix is skipped. ``Partial`` placements and the flat
-    parameters of FSDP1 are refused. ``torch.distributed.checkpoint`` saves the state on n processes
-    and loads it on m; of plain shards each process saves its own.
+    another process has one (as absent, if what others have is sparse), else the matrix is skipped.
+    Of matrices that are not sharded a process may hold none at all, as ZeroRedundancyOptimizer
+    gives them out. ``Partial`` placements and the flat parameters of FSDP1 are refused.
+    ``torch.distributed.checkpoint`` saves the state on n processes and loads it on m, and puts a
+    whole state of this class or of AdamW into shards, broadcast from rank 0 or not; of plain
+    shards each process saves its own.
 
     Args:
         params: tensors or parameter groups; ``param_groups(model)`` makes the usual ones.
