@@ -105,6 +105,12 @@ C_MUTATIONS = {
     "sign ignored": ("sign * load(g[k])", "load(g[k])"),
     "decay ignored": ("(decay * before + factor[k] * moment)", "factor[k] * moment"),
     "factor of the first column for all": ("factor[k] * moment", "factor[0] * moment"),
+    "tiles not added up": ("sum += all->totals", "sum = all->totals"),
+    "a half of a tile not updated": ("        update_row(all, row + half);", ""),
+    "last row of a tile not updated": (
+        "row = first + HALVES * half; row < last;",
+        "row = last; 0;",
+    ),
 }
 
 TRITON_MUTATIONS = {
@@ -239,8 +245,7 @@ def compiled_from():
 
     def replace(path):
         native._SOURCE = path
-        native._library.cache_clear()
-        assert native._library(torch.float32) is not None, "the mutant does not compile"
+        native._compiled.cache_clear()
 
     yield replace
     replace(original)
@@ -255,11 +260,23 @@ def test_the_optimizers_c_as_it_is_passes(compiled_from):
 def test_a_broken_line_of_c_is_noticed(old, new, compiled_from, tmp_path):
     source = native._SOURCE.read_text()
     assert source.count(old) == 1, "the line has changed: adapt the mutation"
+    assert source.count("return 0;") == 1, "where the trial fails: adapt"
     mutant = tmp_path / "step.c"
-    mutant.write_text(source.replace(old, new))
+    # Without its own trial, which would keep most of them from being used at all.
+    mutant.write_text(source.replace(old, new).replace("return 0;", "return 1;"))
     compiled_from(mutant)
+    assert native.unavailable(torch.float32) == "", "the mutant does not compile"
     with pytest.raises(AssertionError):
         with_kernels(CoupledAdamW)
+
+
+@pytest.mark.parametrize(("old", "new"), C_MUTATIONS.values(), ids=C_MUTATIONS)
+def test_c_that_computes_something_else_is_not_used(old, new, compiled_from, tmp_path):
+    mutant = tmp_path / "step.c"
+    mutant.write_text(native._SOURCE.read_text().replace(old, new))
+    compiled_from(mutant)
+    assert "cannot be used" in native.unavailable(torch.float32)
+    assert failing(CoupledAdamW, [with_kernels]) == []  # with PyTorch's operations
 
 
 def interpreted_from(path):
