@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from functools import partial
 
 import pandas as pd
@@ -159,19 +158,23 @@ def test_functions_take_turns_in_changing_order():
     assert calls[6::2] == calls[7::2]
 
 
-def test_what_comes_before_is_called_before_each_timed_call_outside_the_clock():
-    calls = []
-    functions = {name: partial(calls.append, name) for name in "ab"}
+def test_what_comes_before_is_called_before_each_timed_call_outside_the_clock(monkeypatch):
+    calls, clock = [], [0.0]
 
-    def before():
-        calls.append("before")
-        time.sleep(0.02)
+    def taking(seconds, name):
+        calls.append(name)
+        clock[0] += seconds
 
-    times = benchmark.time_in_turns(functions, rounds=2, seconds=1e-9, before=before)
-    assert (times < 0.02).all(axis=None)
-    assert calls.count("before") == 2 + 2 * 2  # to count the calls, and then in each turn
-    assert all(calls[i - 1] == "before" for i in range(7, len(calls), 3))
-    assert all(calls[i + 1] in "ab" for i, one in enumerate(calls) if one == "before")
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
+    functions = {name: partial(taking, 0.25, name) for name in "ab"}
+    before = partial(taking, 4.0, "before")
+    times = benchmark.time_in_turns(functions, rounds=2, seconds=0.5, before=before)
+    assert (times == 0.25).all(axis=None)
+    turns = calls[6:]  # after the first calls, and those that count how many fill a turn
+    for turn in (turns[i : i + 5] for i in range(0, len(turns), 5)):
+        name = turn[0]
+        assert turn == [name, "before", name, "before", name]
+    assert len(turns) == 2 * 2 * 5
 
 
 def test_steps_are_timed_right_after_a_matrix_product(monkeypatch):
