@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from coupled_adam.errors import RefusedError
 from coupled_adam.extras import needs
 from coupled_adam.files import whole_file
-from coupled_adam.optim import CoupledAdamW
+from coupled_adam.optim import CoupledAdamW, native
 from coupled_adam.provenance import environment
 
 with needs("cli"):
@@ -67,6 +68,7 @@ def time_in_turns(
     device: str = "cpu",
     rounds: int = 15,
     seconds: float = 0.05,
+    before: Callable[[], object] | None = None,
 ) -> pd.DataFrame:
     """Time functions against each other while all of them meet the same weather.
 
@@ -79,6 +81,8 @@ def time_in_turns(
         device: waited for before the clock is read, if it is a "cuda" device.
         rounds: turns of each function, at least 1.
         seconds: about how long one turn lasts; a function that takes longer is called once.
+        before: called before each timed call, outside the clock; in a training loop a step comes
+            right after other operations, whose threads are still awake.
 
     Returns:
         Seconds of one call: a row for each round, a column for each function.
@@ -93,12 +97,18 @@ def time_in_turns(
         )
 
     def timed(name: str, calls: int) -> float:
-        _wait_for(device)
-        start = time.perf_counter()
-        for _ in range(calls):
-            functions[name]()
-        _wait_for(device)
-        return (time.perf_counter() - start) / calls
+        spent = 0.0
+        # Without anything before it, all calls under one reading of the clock.
+        for _ in range(calls if before is not None else 1):
+            if before is not None:
+                before()
+            _wait_for(device)
+            start = time.perf_counter()
+            for _ in range(1 if before is not None else calls):
+                functions[name]()
+            _wait_for(device)
+            spent += time.perf_counter() - start
+        return spent / calls
 
     for function in functions.values():
         function()  # the first call may have to set things up
@@ -184,6 +194,8 @@ def compare_steps(
 ) -> pd.DataFrame:
     """Measure optimizer steps on embedding matrices, side by side in this process.
 
+    Each timed step comes right after a matrix product, as in a training loop.
+
     Args:
         shapes: rows V and columns H of the matrices; the candidates of one shape are in memory
             together, with three to four matrices each.
@@ -197,7 +209,8 @@ def compare_steps(
 
     Returns:
         One row for each shape, type and candidate, and one for a plain copy of the matrix:
-        device, threads, rows, width, dtype, candidate; milliseconds (median);
+        device, threads, rows, width, dtype, candidate; implementation (what the step really ran,
+        in words, and why it fell back if it did); milliseconds (median);
         ratio_low, ratio_median and ratio_high (quartiles of the time over that of "AdamW fused"
         in the same round); gigabytes_per_second (``bytes_moved`` over the median time; a copy
         makes two passes); state_bytes (all tensors of the optimizer's state, the counter of 4
@@ -262,16 +275,24 @@ def _compare(
     steps: dict[str, Callable[[], object]] = {COPY: partial(start.clone().copy_, gradient)}
     moved = {COPY: 2 * start.nbytes}
     state = {COPY: 0}
+    ran = {COPY: "PyTorch's operations"}
     for name, make in candidates.items():
         parameter = torch.nn.Parameter(start.clone())
         parameter.grad = gradient
         optimizer = make([parameter])
-        optimizer.step()
+        ran[name] = _implementation(optimizer, parameter)
         steps[name] = optimizer.step
         coupled = optimizer.param_groups[0].get("coupled", False)
         moved[name] = bytes_moved(shape, dtype, coupled=coupled)
         state[name] = sum(value.nbytes for value in optimizer.state[parameter].values())
-    times = time_in_turns(steps, device=device, rounds=rounds, seconds=seconds)
+    left, right = torch.randn(256, 1024, device=device), torch.randn(1024, 1024, device=device)
+    times = time_in_turns(
+        steps,
+        device=device,
+        rounds=rounds,
+        seconds=seconds,
+        before=partial(torch.matmul, left, right),
+    )
     quartiles = ratios(times)
     return pd.DataFrame(
         {
@@ -281,6 +302,7 @@ def _compare(
             "width": shape[1],
             "dtype": str(dtype).removeprefix("torch."),
             "candidate": name,
+            "implementation": ran[name],
             "milliseconds": 1e3 * times[name].median(),
             "ratio_low": quartiles.low[name],
             "ratio_median": quartiles["median"][name],
@@ -292,6 +314,27 @@ def _compare(
         }
         for name, step in steps.items()
     )
+
+
+def _implementation(optimizer: Optimizer, parameter: Tensor) -> str:
+    """Make a step, and say in words what it ran."""
+    group = optimizer.param_groups[0]
+    native.last_run = ""
+    optimizer.step()
+    if native.last_run:
+        return native.last_run
+    if not group.get("coupled", False):
+        kinds = [kind for kind in ("fused", "foreach") if group.get(kind)]
+        return f"PyTorch's AdamW, {(kinds or ['for-loop'])[0]}"
+    if parameter.device.type == "cuda" and "coupled_adam.optim.kernel" in sys.modules:
+        kernel = sys.modules["coupled_adam.optim.kernel"]
+        matrices = (parameter, parameter.grad, optimizer.state[parameter]["exp_avg"])
+        if group["fused"] is not False and kernel.fits(*matrices):
+            return "Triton kernels"
+    why_not = native.unavailable(parameter.dtype) if group["fused"] else ""
+    if group["fused"] and parameter.device.type == "cpu" and parameter.dtype == torch.float64:
+        why_not = "the sweeps in C are for float32 and bfloat16"
+    return "PyTorch's operations" + (f" (no C: {why_not})" if why_not else "")
 
 
 def write_record(table: pd.DataFrame, path: str | Path) -> None:

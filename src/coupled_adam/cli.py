@@ -296,7 +296,10 @@ def bench(
     rounds: Annotated[int, typer.Option(help="How often all take turns.", min=1)] = 15,
     out: Annotated[Path | None, typer.Option(help="A file for the results as JSON.")] = None,
 ) -> None:
-    """Measure the optimizer's step on an embedding matrix, beside torch's AdamW."""
+    """Measure the optimizer's step on an embedding matrix, beside torch's AdamW.
+
+    Each step is timed right after a matrix product, as in a training loop.
+    """
     from coupled_adam import benchmark
 
     with _errors_in_one_line():
@@ -311,7 +314,11 @@ def bench(
         if out is not None:
             benchmark.write_record(table, out)
         with pd.option_context("display.width", 200, "display.max_columns", None):
-            _say(table.to_string(index=False, float_format="{:.3f}".format))
+            shown = table.drop(columns="implementation")
+            _say(shown.to_string(index=False, float_format="{:.3f}".format))
+        ran = table[["candidate", "implementation"]].drop_duplicates()
+        for candidate, implementation in ran.itertuples(index=False):
+            _say(f"{candidate}: {implementation}")
 
 
 def _shape(text: str) -> tuple[int, int]:

@@ -170,13 +170,17 @@ C_MUTATIONS = {
     "partial sums not added up": ("total[k] += part[k]", "total[k] = part[k]"),
     "partial sums not begun anew": ("memset(part, 0, columns * sizeof *part);", ""),
     "last rows not summed": ("for (int64_t row = STREAMS * each;", "for (int64_t row = rows;"),
-    "half of a tile not updated": ("        update_at(all, row + half);", ""),
-    "last row of a tile not updated": ("row < last; row++) update_at", "row < 0; row++) update_at"),
     "first moment not kept": ("m[k] = store(moment);", ""),
     "weight of the gradient ignored": ("moment += weight * (", "moment += ("),
     "sign ignored": ("sign * load(g[k])", "load(g[k])"),
     "decay ignored": ("(decay * before + factor[k] * moment)", "factor[k] * moment"),
     "factor of the first column for all": ("factor[k] * moment", "factor[0] * moment"),
+    "tiles not added up": ("sum += all->totals", "sum = all->totals"),
+    "a half of a tile not updated": ("        update_row(all, row + half);", ""),
+    "last row of a tile not updated": (
+        "row = first + HALVES * half; row < last;",
+        "row = last; 0;",
+    ),
 }
 
 TRITON_MUTATIONS = {
@@ -482,24 +486,15 @@ with_interpreter = partial(agrees_with_the_oracle, dtype=torch.float32, rows=41)
 
 
 @pytest.fixture
-def compiled_from(tmp_path):
+def compiled_from():
     """A function that has the optimizer's C replaced; what it was is put back in the end."""
     if BACKENDS["C"].missing():
         pytest.skip(BACKENDS["C"].missing())
     original = native._SOURCE
 
-    def replace(source):
-        # What is compiled is tried before it is used; here it is the optimizer's tests that are to
-        # notice. Few rows at once, so that a small matrix has all kinds of leftovers.
-        always = ("    enum { ROWS", "    return 1;\n    enum { ROWS")
-        for old, new in (always, ("AT_ONCE 64", "AT_ONCE 2")):
-            assert source.count(old) == 1
-            source = source.replace(old, new)
-        native._SOURCE = tmp_path / "step.c"
-        native._SOURCE.write_text(source)
+    def replace(path):
+        native._SOURCE = path
         native._compiled.cache_clear()
-        library, wrong = native._compiled(torch.float32)
-        assert library is not None, wrong
 
     yield replace
     native._SOURCE = original
@@ -507,17 +502,31 @@ def compiled_from(tmp_path):
 
 
 def test_the_optimizers_c_as_it_is_passes(compiled_from):
-    compiled_from(native._SOURCE.read_text())
+    compiled_from(native._SOURCE)
     assert not fails(CoupledAdamW, [with_kernels])
 
 
 @pytest.mark.parametrize(("old", "new"), C_MUTATIONS.values(), ids=C_MUTATIONS)
-def test_a_broken_line_of_c_is_noticed(old, new, compiled_from):
+def test_a_broken_line_of_c_is_noticed(old, new, compiled_from, tmp_path):
     source = native._SOURCE.read_text()
     assert source.count(old) == 1, "the line has changed: adapt the mutation"
-    compiled_from(source.replace(old, new))
+    assert source.count("return 0;") == 1, "where the trial fails: adapt"
+    mutant = tmp_path / "step.c"
+    # Without its own trial, which would keep most of them from being used at all.
+    mutant.write_text(source.replace(old, new).replace("return 0;", "return 1;"))
+    compiled_from(mutant)
+    assert native.unavailable(torch.float32) == "", "the mutant does not compile"
     with pytest.raises(AssertionError):
         with_kernels(CoupledAdamW)
+
+
+@pytest.mark.parametrize(("old", "new"), C_MUTATIONS.values(), ids=C_MUTATIONS)
+def test_c_that_computes_something_else_is_not_used(old, new, compiled_from, tmp_path):
+    mutant = tmp_path / "step.c"
+    mutant.write_text(native._SOURCE.read_text().replace(old, new))
+    compiled_from(mutant)
+    assert "cannot be used" in native.unavailable(torch.float32)
+    assert not fails(CoupledAdamW, [with_kernels])  # with PyTorch's operations
 
 
 def interpreted_from(path):
