@@ -60,11 +60,6 @@ def unavailable(dtype: torch.dtype) -> str:
     return "" if dtype not in _FLAGS else _compiled(dtype)[1]
 
 
-def unavailable(dtype: torch.dtype) -> str:
-    """Why there are no sweeps for a type on this machine; empty if there are."""
-    return "" if dtype not in _FLAGS else _compiled(dtype)[1]
-
-
 def sum_of_squares(gradient: Tensor) -> Tensor:
     """The sum over the rows of the squared gradient.
 
