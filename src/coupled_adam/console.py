@@ -73,9 +73,9 @@ def guard_streams() -> None:
             continue
         os.open(os.devnull, os.O_RDWR)
     if sys.stdout is not None:
-        sys.stdout = _Stream(sys.stdout, needed=True)  # type: ignore[assignment]
+        sys.stdout = _Stream(sys.stdout, needed=True)
     if sys.stderr is not None:
-        sys.stderr = _Stream(sys.stderr, needed=False)  # type: ignore[assignment]
+        sys.stderr = _Stream(sys.stderr, needed=False)
 
 
 def say(message: str) -> None:
