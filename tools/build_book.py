@@ -17,8 +17,7 @@ from jupyter_cache.base import CacheBundleIn
 SITE = notebooks.BUILD / "html"
 CACHE = notebooks.BUILD / ".jupyter_cache"
 STAMP = notebooks.BUILD / "html.key"
-PAGES = ["book", "chapters", "data", "examples", "src", "tools"]
-PAGES += ["_config.yml", "_toc.yml", "requirements.txt"]
+PAGES = [*editions.SOURCES, "data"]
 
 
 class BookError(RuntimeError):
@@ -80,7 +79,7 @@ def _fill_cache() -> None:
         bundle = CacheBundleIn(
             nb=notebook,
             uri=str(chapter),
-            data={"execution_seconds": notebooks.record(chapter)["seconds"]},
+            data={"execution_seconds": notebooks.execution(chapter)["seconds"]},
         )
         cache.cache_notebook_bundle(bundle, check_validity=True, overwrite=True)
 
