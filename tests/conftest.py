@@ -1,31 +1,128 @@
-"""Fixtures that cost minutes: the executed chapters and the built site, each made at most once."""
+"""One thread a process, two processes side by side; and what costs minutes, made at most once."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import build_book
 import notebooks
 import pytest
+from filelock import FileLock
+
+# Before torch is imported, and for the processes that tests start: threads that wait for each
+# other's turn on the same cores took two files of tests two and three times as long.
+for _name in notebooks.THREADS:
+    os.environ.setdefault(_name, "1")
+
+
+def pytest_report_header() -> str:
+    """What may take minutes is said before it begins."""
+    old = len(notebooks.stale())
+    return f"chapters: {len(notebooks.sources())}, of which {old} have to be executed"
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
+def pytest_collection_modifyitems(config, items):
+    """Put the items into the order that takes least time, and keep together what shares fixtures.
+
+    Several workers begin with the chapters, the longest first. One alone begins with the quick
+    tests: a broken library should not take minutes to show.
+    """
+    chapters = notebooks.in_order_of_execution()
+    several = hasattr(config, "workerinput")
+
+    def rank(item: pytest.Item) -> tuple[int, int]:
+        chapter = chapter_of(item)
+        if chapter is not None:
+            return (0 if several else 2), chapters.index(chapter)
+        return (3 if needs_site(item) else 1), 0
+
+    items.sort(key=rank)
+    for item in items:
+        chapter = chapter_of(item)
+        file = item.path.relative_to(config.rootpath).as_posix()
+        item.add_marker(pytest.mark.xdist_group(chapter.stem if chapter else file))
+
+
+def chapter_of(item: pytest.Item) -> Path | None:
+    """The chapter that has to be executed for an item, if it is about one."""
+    return item.callspec.params["path"] if "executed" in item.fixturenames else None
+
+
+def needs_site(item: pytest.Item) -> bool:
+    """Whether all chapters have to be executed for an item."""
+    return "site" in item.fixturenames
 
 
 @pytest.fixture(scope="session")
-def executed(request):
-    """Every chapter is executed and its copy is current; runs those that are not."""
-    # Minutes can pass: the progress must be seen although pytest captures the output of tests.
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print()
-        notebooks.execute_stale()
+def run_folder(tmp_path_factory, request) -> Path:
+    """A folder that the workers of this run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if hasattr(request.config, "workerinput") else base
 
 
 @pytest.fixture(scope="session")
-def site(executed, request) -> Path:
+def library() -> Iterator[Path]:
+    """The unpacked wheel that the chapters import."""
+    with notebooks.unpacked_wheel() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def failure(request, run_folder) -> Callable[[Path], str]:
+    """A function that executes a chapter unless its copy is current, and returns why it failed.
+
+    One worker executes it and the others wait; a chapter that failed is not tried again.
+    """
+
+    @cache
+    def failure(chapter: Path) -> str:
+        told = run_folder / f"{chapter.stem}.failed"
+        with FileLock(run_folder / f"{chapter.stem}.lock"):
+            if not told.exists() and chapter in notebooks.stale():
+                with uncaptured(request):
+                    print(f"\nexecuting {chapter.stem}")
+                try:
+                    notebooks.execute(chapter, request.getfixturevalue("library"))
+                except notebooks.ChapterError as error:
+                    told.write_text(str(error), encoding="utf-8")
+            return told.read_text(encoding="utf-8") if told.exists() else ""
+
+    return failure
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _timed_chapters_alone(request, failure) -> None:
+    """Execute what times its steps before any worker begins with anything else."""
+    if not hasattr(request.config, "workerinput"):
+        return
+    items = request.session.items
+    for chapter in notebooks.in_order_of_execution():
+        wanted = any(needs_site(item) or chapter_of(item) == chapter for item in items)
+        if chapter.stem in notebooks.TIMED and wanted:
+            failure(chapter)
+
+
+@pytest.fixture
+def executed(path, failure) -> None:
+    """The chapter ``path`` is executed and its copy is current."""
+    if failure(path):
+        pytest.fail(failure(path), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def site(request, failure) -> Path:
     """The folder of the built site, built anew if anything has changed."""
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+    failed = [path.stem for path in notebooks.in_order_of_execution() if failure(path)]
+    if failed:
+        pytest.fail(f"no site without {', '.join(failed)}", pytrace=False)
+    with uncaptured(request):
         return build_book.build().parent
 
 
-def pytest_collection_modifyitems(items):
-    """Quick tests first: a broken library should not take minutes to show."""
-    items.sort(key=lambda item: "site" in item.fixturenames)
-    items.sort(key=lambda item: "executed" in item.fixturenames)
+def uncaptured(request):
+    """A context in which what is printed is seen at once."""
+    return request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled()

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from importlib.resources import files
 from typing import Any
@@ -16,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coupled_adam import figures
+from coupled_adam import arms, figures, palette
 from coupled_adam.figures import _arithmetic as arithmetic
-from coupled_adam.figures.palette import COLOURS
+from coupled_adam.figures import page as pages
 from coupled_adam.optim.reference import coupled_adamw_reference
 
 ALL = {
@@ -28,6 +29,7 @@ ALL = {
     "step_size of a text": figures.step_size(frequencies=[9, 4, 2, 1, 1, 0, 1]),
     "toy_updates": figures.toy_updates(),
     "toy_updates of three": figures.toy_updates(("sgd", "adamw", "coupled")),
+    "toy_updates of one": figures.toy_updates(("sgd",), trainings=1),
 }
 every_figure = pytest.mark.parametrize("figure", ALL.values(), ids=ALL.keys())
 
@@ -163,14 +165,32 @@ def test_the_page_and_the_picture_train_the_same_cloud() -> None:
             assert relative == pytest.approx(arithmetic.relative_mean_norm(ours), abs=1e-9)
 
 
-def test_the_page_and_the_picture_train_the_same_toy() -> None:
-    names = ("sgd", "adamw", "coupled")
-    page = evaluate(f"toyRun({json.dumps(names)}, 0.001, 3)", "model.js", "toy_updates.js")
-    _, runs, batches = arithmetic.toy_run(names, 0.001, 3)
-    np.testing.assert_array_equal(page["batches"], batches)
+@pytest.mark.parametrize(("halvings", "trainings"), [(0, 2), (3, 8), (10, 1)])
+def test_the_page_and_the_picture_train_the_same_toy(halvings: int, trainings: int) -> None:
+    names = arithmetic.OPTIMIZERS
+    call = f"toyRun({json.dumps(names)}, {halvings}, {trainings}, 3)"
+    page = evaluate(call, "model.js", "toy_updates.js")
+    updates, absent = arithmetic.toy_run(names, halvings, trainings, 3)
+    np.testing.assert_allclose(page["absent"], absent)
     for name in names:
-        updates = np.array(runs[name].updates).reshape(arithmetic.TOY_STEPS, -1)
-        np.testing.assert_allclose(page["runs"][name]["updates"], updates, atol=1e-9)
+        ours = updates[name].reshape(arithmetic.TOY_STEPS, -1)
+        np.testing.assert_allclose(page["updates"][name], ours, atol=1e-9)
+
+
+@pytest.mark.parametrize("optimizer", arithmetic.OPTIMIZERS)
+def test_the_page_and_the_picture_lay_the_arrows_alike(optimizer: str) -> None:
+    update = 0.03 * np.random.default_rng(2).normal(size=(8, 2))
+    call = f"headToTail({json.dumps(optimizer)}, {update.ravel().tolist()})"
+    page = evaluate(call, "model.js", "toy_updates.js")
+    tokens, places = arithmetic.head_to_tail(optimizer, update)
+    assert page["tokens"] == tokens.tolist()
+    np.testing.assert_allclose(page["places"], places, rtol=1e-9, atol=1e-9)
+    assert page["sum"] == pytest.approx(float(np.linalg.norm(places[-1])))
+    lengths = np.linalg.norm(np.diff(places, axis=0), axis=1)
+    if optimizer == "sgd":
+        assert lengths.max() == pytest.approx(2.5)
+    else:
+        np.testing.assert_allclose(lengths, np.linalg.norm(update, axis=1)[tokens] / 0.03)
 
 
 @pytest.mark.parametrize("knobs", [(0.9, 0.95, 1, 1), (0, 0.999, 4, 1e-8), (0.99, 0, 0.5, 1e4)])
@@ -212,17 +232,29 @@ def test_without_skew_adams_cloud_moves_less() -> None:
     assert 0.2 < arithmetic.relative_mean_norm(runs["adamw"].path[-1]) < 0.5
 
 
-def test_the_sum_of_the_toys_updates() -> None:
-    _, runs, _ = arithmetic.toy_run(("sgd", "adamw", "coupled"), 0.001, 3)
-    for name, run in runs.items():
-        for change in run.updates:
-            total = change.sum(axis=0)
-            ratio = np.linalg.norm(total) / np.linalg.norm(change, axis=1).max()
-            if name == "adamw":
-                assert ratio > 3
-                assert total @ [1, 0.6] < 0
-            else:
-                assert ratio < 1e-12
+def sums(halvings: int, trainings: int) -> dict[str, np.ndarray]:
+    """The summed updates in learning rates by optimizer, shape [40, 2]."""
+    updates, _ = arithmetic.toy_run(arithmetic.OPTIMIZERS, halvings, trainings, 3)
+    return {name: u.sum(axis=1) / arithmetic.TOY_RATES[name] for name, u in updates.items()}
+
+
+@pytest.mark.parametrize(("halvings", "trainings"), [(0, 1), (7, 1), (10, 64)])
+def test_only_adams_updates_leave_a_sum(halvings: int, trainings: int) -> None:
+    total = sums(halvings, trainings)
+    assert np.abs(total["sgd"]).max() < 1e-12
+    assert np.abs(total["coupled"]).max() < 1e-12
+
+
+def test_the_sum_of_adams_updates_grows_on_the_path_that_chapter_four_tells() -> None:
+    """From all tokens alike to ever rarer ones. With the batch of one training it went 2.0, 0.0,
+    0.0, 4.0, and there was no place for all alike."""
+    first = [sums(halvings, 64)["adamw"][0] for halvings in range(11)]
+    lengths = np.linalg.norm(first, axis=1)
+    assert lengths[0] < 0.2
+    assert lengths[1] > 5 * lengths[0]
+    assert (np.diff(lengths) > -0.02).all(), lengths
+    assert lengths[-1] == pytest.approx(4 * np.sqrt(2), abs=0.02)  # six steps less two
+    assert (np.array(first)[1:] @ [1, 0.6] < 0).all()
 
 
 def test_the_step_does_not_know_the_gradients_scale() -> None:
@@ -241,7 +273,7 @@ def test_html_is_self_contained(figure: figures.LiveFigure) -> None:
     assert not re.search(r"\bid=|\.id\b|\bwindow\b", text), "two on a page would meet"
     assert figure.html() == text
     # Raw and as it travels; a page may hold several.
-    assert len(text.encode()) < 21_000
+    assert len(text.encode()) < 24_000
 
 
 @every_figure
@@ -262,12 +294,41 @@ def test_alt_is_the_callers_and_cannot_end_the_script() -> None:
 
 
 def test_a_closing_tag_in_a_script_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "_source", lambda name: 'const end = "</script>";')
-    figures._script.cache_clear()
+    monkeypatch.setattr(pages, "source", lambda name: 'const end = "</script>";')
+    pages.script.cache_clear()
     try:
-        assert "</script" not in figures._script("cloud")
+        assert "</script" not in pages.script("cloud")
     finally:
-        figures._script.cache_clear()
+        pages.script.cache_clear()
+
+
+def test_names_and_colours_are_those_of_the_arms(monkeypatch: pytest.MonkeyPatch) -> None:
+    new = arms.Arm("signs", "Sign descent", "#123456", "D", "#abcdef")
+    monkeypatch.setitem(arms.ARMS, "signs", new)
+    pages.style.cache_clear()
+    pages.script.cache_clear()
+    try:
+        text = figures.cloud().html()
+    finally:
+        pages.style.cache_clear()
+        pages.script.cache_clear()
+    for one in arms.ARMS.values():
+        assert f'"{one.name}": "{one.label}"' in text
+        assert f"--{one.name}:{one.colour};" in text
+        assert f"--{one.name}:{one.colour_on_dark};" in text
+        assert f".live-figure .{one.name}{{--ink:var(--{one.name});}}" in text
+    # None of them is typed in once more.
+    sources = [path.read_text() for path in files("coupled_adam.figures").iterdir()
+               if path.name.endswith((".js", ".css"))]  # fmt: skip
+    for one in arms.ARMS.values():
+        assert not any(one.colour.lower() in text.lower() for text in sources)
+        assert not any(f'"{one.label}"' in text for text in sources)
+
+
+def test_figures_do_without_torch() -> None:
+    look = "import sys, coupled_adam.figures, coupled_adam.widgets; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 # As much of a page as the scripts ask for; markup put in as a string stays one, for the tests.
@@ -413,6 +474,12 @@ def test_toy_refuses_unknown_optimizers(optimizers: tuple[str, ...]) -> None:
         figures.toy_updates(optimizers)
 
 
+@pytest.mark.parametrize("trainings", [0, 3, 128])
+def test_toy_refuses_a_mean_that_its_knob_has_not(trainings: int) -> None:
+    with pytest.raises(ValueError, match="the figure's knob"):
+        figures.toy_updates(trainings=trainings)
+
+
 @pytest.mark.parametrize("frequencies", [[], [3], [0, 0, 1], [1, -1, 2], [1, float("nan")]])
 def test_step_size_refuses_what_is_no_text(frequencies: list[float]) -> None:
     with pytest.raises(ValueError, match="frequencies"):
@@ -437,7 +504,7 @@ def test_bundle_holds_a_page_an_opaque_picture_and_words(figure: figures.LiveFig
     assert image.shape[1] > 1000
     pixels = (image[..., :3] * 255).round().astype(int).reshape(-1, 3)
     assert (pixels[0] == 255).all()
-    adam = [int(COLOURS["adamw"][k : k + 2], 16) for k in (1, 3, 5)]
-    towards_adam = (pixels[:, 0] - pixels[:, 2] > (adam[0] - adam[2]) / 3).sum()
-    assert towards_adam > 200, "Adam's colour is missing"
+    name = "sgd" if figure.config.get("optimizers") == ["sgd"] else "adamw"
+    wanted = np.array([int(palette.colour(name)[k : k + 2], 16) for k in (1, 3, 5)])
+    assert (np.abs(pixels - wanted).max(axis=1) < 90).sum() > 200, "the arm's colour is missing"
     assert (pixels.sum(axis=1) < 300).sum() > 2000

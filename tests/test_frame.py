@@ -81,9 +81,13 @@ def test_the_version_is_the_same_everywhere():
     assert project["version"] == citation["version"] == metadata.version("coupled-adam")
 
 
+def pins_of(*names: str) -> list[Requirement]:
+    text = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in names)
+    return [Requirement(line) for line in text.splitlines() if line and not line.startswith("#")]
+
+
 def test_what_is_installed_is_what_the_requirements_pin():
-    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    pins = [Requirement(line) for line in text.splitlines() if line and not line.startswith("#")]
+    pins = pins_of(*environment.SETS.values())
     wanted = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
     assert all(str(pin.specifier).startswith("==") for pin in pins)
     different = [pin for pin in wanted if metadata.version(pin.name) not in pin.specifier]
@@ -91,13 +95,21 @@ def test_what_is_installed_is_what_the_requirements_pin():
 
 
 def test_the_library_needs_nothing_that_is_not_pinned():
-    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    pins = [Requirement(line) for line in text.splitlines() if line and not line.startswith("#")]
+    pins = pins_of(*environment.SETS.values())
     pinned = {pin.name.lower(): str(pin.specifier).removeprefix("==") for pin in pins}
+    assert len(pinned) == len(pins), "pinned twice"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = [need for extra in project["optional-dependencies"].values() for need in extra]
     for need in map(Requirement, [*project["dependencies"], *extras]):
         assert pinned[need.name.lower()] in need.specifier
+
+
+def test_the_book_needs_nothing_that_only_the_tests_install():
+    pinned = {pin.name.lower() for pin in pins_of(environment.SETS["book"])}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    needs = [*project["dependencies"], *extras["book"], *extras["cli"]]
+    assert {Requirement(need).name.lower() for need in needs} <= pinned
 
 
 def test_an_old_python_is_refused_with_a_sentence(monkeypatch):
@@ -110,6 +122,7 @@ def test_an_old_python_is_refused_with_a_sentence(monkeypatch):
 def small_project(tmp_path, monkeypatch):
     """A project with one chapter, in whose place the tools look."""
     monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    monkeypatch.setattr(notebooks, "BUILD", tmp_path)
     monkeypatch.setattr(notebooks, "EXECUTED", tmp_path / "executed")
     for folder in ("chapters", "src/coupled_adam"):
         (tmp_path / folder).mkdir(parents=True)
@@ -148,17 +161,17 @@ def test_outputs_of_other_code_are_never_shown(small_project):
         notebooks.with_outputs(path)
 
 
-def test_a_chapter_that_raises_is_reported_and_not_kept(small_project, capfd):
+def test_a_chapter_that_raises_is_reported_and_not_kept(small_project):
     path = write_chapter(small_project, "raise RuntimeError('the reason')")
-    assert not notebooks._execute(path, small_project / "src", small_project / "work")
-    assert "the reason" in capfd.readouterr().out
+    with pytest.raises(notebooks.ChapterError, match="the reason"):
+        notebooks.execute(path, small_project / "src")
     assert notebooks.stale() == [path]
 
 
 def test_a_chapter_runs_alone_with_the_library_it_is_given(small_project):
     code = "import coupled_adam, os; print(coupled_adam.value, os.listdir())"
     path = write_chapter(small_project, code)
-    assert notebooks._execute(path, small_project / "src", small_project / "work")
+    assert notebooks.execute(path, small_project / "src") > 0
     assert notebooks.stale() == []
     assert notebooks.with_outputs(path).cells[1].outputs[0].text == "1 ['01-one.ipynb']\n"
 

@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import editions
 import notebooks
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
@@ -15,8 +17,7 @@ from jupyter_cache.base import CacheBundleIn
 SITE = notebooks.BUILD / "html"
 CACHE = notebooks.BUILD / ".jupyter_cache"
 STAMP = notebooks.BUILD / "html.key"
-PAGES = ["book", "chapters", "data", "examples", "src", "tools"]
-PAGES += ["_config.yml", "_toc.yml", "requirements.txt"]
+PAGES = [*editions.SOURCES, "data"]
 
 
 class BookError(RuntimeError):
@@ -29,9 +30,15 @@ def build() -> Path:
     Raises:
         notebooks.ChapterError: if a chapter fails.
         BookError: if the build has a warning, or executed a chapter on its own account.
+        editions.EditionsError: if a chapter cannot be written as a plain notebook.
     """
     start = time.monotonic()
     notebooks.execute_stale()
+    with notebooks.lock("html"):
+        return _build_pages(start)
+
+
+def _build_pages(start: float) -> Path:
     index = SITE / "index.html"
     paths = [notebooks.ROOT / name for name in PAGES]
     key = notebooks.hash_of([path for path in paths if path.exists()] + [notebooks.EXECUTED])
@@ -45,7 +52,12 @@ def build() -> Path:
         shutil.rmtree(notebooks.BUILD / name, ignore_errors=True)
     _fill_cache()
     filled = _cached()
-    _run_jupyter_book()
+    with ThreadPoolExecutor(1) as pool:
+        pages = pool.submit(_run_jupyter_book)  # a process of its own, beside which there is time
+        editions.build()
+        pages.result()
+    # The pages offer them for download, and the workflow publishes them with the pages.
+    shutil.copytree(editions.NOTEBOOKS, SITE / editions.ON_THE_SITE)
     if _cached() != filled:
         raise BookError(
             "the build executed a chapter instead of taking its outputs from _build/executed: "
@@ -96,5 +108,5 @@ def _run_jupyter_book() -> None:
 if __name__ == "__main__":
     try:
         build()
-    except (BookError, notebooks.ChapterError) as error:
+    except (BookError, editions.EditionsError, notebooks.ChapterError) as error:
         raise SystemExit(str(error)) from None

@@ -1,7 +1,8 @@
 """Execute the chapters: each once, alone in an empty folder, with the built wheel.
 
 The executed copies lie in ``_build/executed``; the book takes its outputs from them, and the tests
-look at them. A copy is kept for as long as nothing that it depends on has changed.
+look at them. A copy is kept for as long as nothing that it depends on has changed. Several
+processes may ask for the same chapter: one executes it, the others wait.
 """
 
 from __future__ import annotations
@@ -15,16 +16,27 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+from filelock import FileLock
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
 EXECUTED = BUILD / "executed"
 SECONDS_PER_CELL = 600
+# What times its steps has the machine to itself, and what takes longest is begun before the rest.
+TIMED = {"07-what-it-costs"}
+LONGEST = {"08-a-small-gpt"}
+# Two chapters at a time, each on a share of the cores.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+LANES = min(2, CORES)
+# Where the libraries that compute in a kernel read how many threads they may start.
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 CLAIM_TYPE = "application/vnd.coupled-adam.claim+json"
 
 
@@ -35,6 +47,13 @@ class ChapterError(RuntimeError):
 def sources() -> list[Path]:
     """The chapters of the repository, in order."""
     return sorted((ROOT / "chapters").glob("*.ipynb"))
+
+
+def in_order_of_execution() -> list[Path]:
+    """The chapters, those first that run alone, and then the longest."""
+    return sorted(
+        sources(), key=lambda path: (path.stem not in TIMED, path.stem not in LONGEST, path)
+    )
 
 
 def executed_copy(chapter: Path) -> Path:
@@ -119,68 +138,106 @@ def claims(chapter: Path) -> list[dict]:
     return found
 
 
+def lock(name: str) -> FileLock:
+    """A lock between processes, by the name of what only one of them may make at a time."""
+    folder = BUILD / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{name}.lock")
+
+
 def execute_stale() -> None:
     """Execute the chapters that need it; the results of those that succeed are kept.
 
     Raises:
         ChapterError: if a chapter failed; its error has been printed.
     """
-    waiting = stale()
+    old = stale()
+    waiting = [chapter for chapter in in_order_of_execution() if chapter in old]
     _drop_leftovers()
     if not waiting:
         print(f"All {len(sources())} chapters are executed and up to date.", flush=True)
         return
-    print(f"Executing {len(waiting)} chapters, about a minute each.", flush=True)
-    failed = []
-    with tempfile.TemporaryDirectory(prefix="chapters-") as folder:
-        library = _unpacked_wheel(Path(folder))
-        for chapter in waiting:
-            if not _execute(chapter, library, Path(folder) / chapter.stem):
-                failed.append(chapter.name)
+    print(f"Executing {len(waiting)} chapters, {LANES} at a time, a minute each.", flush=True)
+    with unpacked_wheel() as library:
+
+        def done(chapter: Path) -> bool:
+            try:
+                print(f"  {chapter.stem}: {execute(chapter, library):.0f} s", flush=True)
+            except ChapterError as error:
+                print(error, flush=True)
+                return False
+            return True
+
+        alone = [chapter for chapter in waiting if chapter.stem in TIMED]
+        beside = [chapter for chapter in waiting if chapter.stem not in TIMED]
+        fine = [done(chapter) for chapter in alone]
+        with ThreadPoolExecutor(LANES) as lanes:
+            fine += lanes.map(done, beside)
+    failed = [chapter.name for chapter, ok in zip(alone + beside, fine, strict=True) if not ok]
     if failed:
         raise ChapterError(f"failed: {', '.join(failed)} (see above)")
 
 
-def _execute(chapter: Path, library: Path, folder: Path) -> bool:
-    """Run one chapter in a folder of its own; keep the copy and say so if it succeeded."""
-    print(f"  {chapter.stem} ...", end=" ", flush=True)
-    wanted = key(chapter)
-    alone = folder / "alone"
-    alone.mkdir(parents=True)
-    copy = shutil.copy(chapter, alone)
-    (folder / "pytest.ini").write_text("[pytest]\n")
-    command = [sys.executable, "-m", "pytest", "--nbmake", "--overwrite", "--no-header", "-q"]
-    command += [f"--nbmake-timeout={SECONDS_PER_CELL}", "-p", "no:cacheprovider"]
-    command += [f"--config-file={folder / 'pytest.ini'}", f"--rootdir={folder}", str(copy)]
-    start = time.monotonic()
-    done = subprocess.run(
-        command,
-        cwd=alone,
-        env=_kernel_environment(library, folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
-    )
-    seconds = round(time.monotonic() - start, 1)
-    if done.returncode:
-        print(f"failed after {seconds:.0f} s\n{done.stdout}", flush=True)
-        return False
-    EXECUTED.mkdir(parents=True, exist_ok=True)
-    json_path = EXECUTED / f"{chapter.stem}.json"
-    json_path.unlink(missing_ok=True)
-    shutil.copy(copy, executed_copy(chapter))
-    # The record comes last and at once: without it the copy does not count.
-    partial = json_path.with_suffix(".partial")
-    partial.write_text(json.dumps({"key": wanted, "seconds": seconds}))
-    partial.replace(json_path)
-    print(f"{seconds:.0f} s", flush=True)
-    return True
+def execute(chapter: Path, library: Path) -> float:
+    """Run one chapter in a folder of its own and keep the copy, unless there is a current one.
+
+    Args:
+        chapter: the notebook.
+        library: the folder from which the chapter is to import coupled_adam.
+
+    Returns:
+        The seconds that its execution took, now or when the copy was made.
+
+    Raises:
+        ChapterError: with the traceback, if a cell of the chapter raised an error.
+    """
+    with lock(chapter.stem), tempfile.TemporaryDirectory(prefix="chapter-") as name:
+        wanted = key(chapter)
+        if record(chapter).get("key") == wanted:
+            return record(chapter)["seconds"]
+        folder = Path(name)
+        alone = folder / "alone"
+        alone.mkdir()
+        copy = shutil.copy(chapter, alone)
+        (folder / "pytest.ini").write_text("[pytest]\n")
+        command = [sys.executable, "-m", "pytest", "--nbmake", "--overwrite", "--no-header", "-q"]
+        command += [f"--nbmake-timeout={SECONDS_PER_CELL}", "-p", "no:cacheprovider"]
+        command += [f"--config-file={folder / 'pytest.ini'}", f"--rootdir={folder}", str(copy)]
+        start = time.monotonic()
+        done = subprocess.run(
+            command,
+            cwd=alone,
+            env=_kernel_environment(library, folder, threads(chapter)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+        )
+        seconds = round(time.monotonic() - start, 1)
+        if done.returncode:
+            raise ChapterError(f"{chapter.stem} failed after {seconds:.0f} s\n{done.stdout}")
+        EXECUTED.mkdir(parents=True, exist_ok=True)
+        json_path = EXECUTED / f"{chapter.stem}.json"
+        json_path.unlink(missing_ok=True)
+        shutil.copy(copy, executed_copy(chapter))
+        # The record comes last and at once: without it the copy does not count.
+        partial = json_path.with_suffix(".partial")
+        partial.write_text(json.dumps({"key": wanted, "seconds": seconds}))
+        partial.replace(json_path)
+        return seconds
 
 
-def _kernel_environment(library: Path, folder: Path) -> dict[str, str]:
+def threads(chapter: Path) -> dict[str, str]:
+    """The variables that set a kernel's threads: the share of its lane, or nothing if alone.
+
+    Threads of two processes that wait for each other's turn on the same cores take twice the time.
+    """
+    return {} if chapter.stem in TIMED else dict.fromkeys(THREADS, str(max(1, CORES // LANES)))
+
+
+def _kernel_environment(library: Path, folder: Path, settings: dict[str, str]) -> dict[str, str]:
     """The caller's environment, with the wheel first on the path and no settings of the user's."""
-    ours = ("PYTEST_", "JUPYTER", "IPYTHON", "MPLBACKEND", "PYTHONPATH")
+    ours = ("PYTEST_", "JUPYTER", "IPYTHON", "MPLBACKEND", "PYTHONPATH", *THREADS)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     environment |= {
         "PYTHONPATH": str(library),
@@ -191,35 +248,42 @@ def _kernel_environment(library: Path, folder: Path) -> dict[str, str]:
         "JUPYTER_CONFIG_DIR": str(folder / "jupyter-config"),
         "IPYTHONDIR": str(folder / "ipython"),
     }
-    return environment
+    return environment | settings
 
 
-def _unpacked_wheel(folder: Path) -> Path:
-    """Build the project's wheel and unpack it, so that chapters meet what an installation holds."""
-    source, library = folder / "source", folder / "library"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "LICENSE-TEXT"):
-        shutil.copy(ROOT / name, source)
-    # A copy, because setuptools would put what an earlier build left in build/ into the wheel.
-    shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info"))
+@contextmanager
+def unpacked_wheel() -> Iterator[Path]:
+    """A folder with the project's wheel, built and unpacked: what chapters import.
+
+    Raises:
+        ChapterError: if a kernel would import the library from somewhere else.
+    """
+    with tempfile.TemporaryDirectory(prefix="wheel-") as name:
+        folder = Path(name)
+        library = folder / "library"
+        with zipfile.ZipFile(build_wheel(folder)) as archive:
+            archive.extractall(library)
+        look = "import importlib.util; print(importlib.util.find_spec('coupled_adam').origin)"
+        origin = subprocess.run(
+            [sys.executable, "-c", look],
+            cwd=folder,
+            env=_kernel_environment(library, folder, {}),
+            capture_output=True,
+            encoding="utf-8",
+            check=True,
+        ).stdout.strip()
+        if not Path(origin).resolve().is_relative_to(library.resolve()):
+            raise ChapterError(f"the chapters would import {origin}, not the wheel's coupled_adam")
+        yield library
+
+
+def build_wheel(folder: Path) -> Path:
+    """Build the project's wheel with the backend that is installed, and return its path."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
-    command += ["--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
+    command += ["--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)]
     subprocess.run(command, check=True)
     (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(library)
-    look = "import importlib.util; print(importlib.util.find_spec('coupled_adam').origin)"
-    origin = subprocess.run(
-        [sys.executable, "-c", look],
-        cwd=folder,
-        env=_kernel_environment(library, folder),
-        capture_output=True,
-        encoding="utf-8",
-        check=True,
-    ).stdout.strip()
-    if not Path(origin).resolve().is_relative_to(library.resolve()):
-        raise ChapterError(f"the chapters would import {origin}, not the wheel's coupled_adam")
-    return library
+    return wheel
 
 
 def _drop_leftovers() -> None:

@@ -15,6 +15,9 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"(?:github\.com|colab\.research\.google\.com/github)/([\w.-]+)/([\w.-]+)")
+# Where the workflow publishes the chapters as plain notebooks: a branch, because Colab opens
+# notebooks from GitHub by branch and path. The chapters themselves hold MyST, which it shows raw.
+NOTEBOOKS_BRANCH = "notebooks"
 COLAB_LINE = re.compile(r"^\[Open in Colab\]\(.*\)$", flags=re.MULTILINE)
 SETUP = """\
 import sys
@@ -42,11 +45,15 @@ def site() -> str:
     return f"https://{owner}.github.io/{name}/"
 
 
+def colab_address(stem: str) -> str:
+    """Where Colab opens the notebook edition of the chapter with this name."""
+    path = f"{'/'.join(owner_and_name())}/blob/{NOTEBOOKS_BRANCH}/{stem}.ipynb"
+    return f"https://colab.research.google.com/github/{path}"
+
+
 def colab_line(chapter: Path) -> str:
     """The line below a chapter's title that opens it in Colab."""
-    path = "/".join(owner_and_name())
-    address = f"https://colab.research.google.com/github/{path}/blob/main/chapters/{chapter.name}"
-    return f"[Open in Colab]({address})"
+    return f"[Open in Colab]({colab_address(chapter.stem)})"
 
 
 def setup_source() -> str:

@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
-from tokenizers import Tokenizer
 from torch import Tensor
 
-from coupled_adam.gpt import GPT, GPTConfig
+from coupled_adam.errors import RefusedError
+from coupled_adam.extras import needs
+from coupled_adam.files import write_whole
+from coupled_adam.gpt import GPT, Block, GPTConfig
 from coupled_adam.text import END_OF_TEXT
 from coupled_adam.text.corpus import TOKENIZER_FILE
-from coupled_adam.training import load_run, whole_file
+from coupled_adam.training import load_run
+
+with needs("cli"):
+    from safetensors.torch import save
+    from tokenizers import Tokenizer
 
 
 def export(run_folder: str | Path, folder: str | Path) -> None:
@@ -34,7 +39,7 @@ def export(run_folder: str | Path, folder: str | Path) -> None:
 
     Raises:
         FileNotFoundError: if the run folder holds no run, or none with a checkpoint yet.
-        ValueError: if a file of the run is damaged, or ``folder`` is not empty.
+        RefusedError: if a file of the run is damaged, or ``folder`` is not empty.
         OSError: if the folder cannot be written.
     """
     run, folder = load_run(run_folder), Path(folder)
@@ -45,7 +50,7 @@ def export(run_folder: str | Path, folder: str | Path) -> None:
             "its configuration and text adds it, without training again"
         )
     if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty: choose a new folder for the checkpoint")
+        raise RefusedError(f"{folder} is not empty: choose a new folder for the checkpoint")
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer.from_file(str(source))
     end = tokenizer.token_to_id(END_OF_TEXT)
@@ -61,8 +66,7 @@ def export(run_folder: str | Path, folder: str | Path) -> None:
         "config.json": _json(gpt2_config(run.config.model, end)),  # last: it makes the folder one
     }
     for name, content in contents.items():
-        with whole_file(folder / name) as file:
-            file.write(content)
+        write_whole(folder / name, content)
 
 
 def gpt2_config(model: GPTConfig, end_of_text: int | None) -> dict[str, Any]:
@@ -98,6 +102,7 @@ def gpt2_tensors(model: GPT) -> dict[str, Tensor]:
         "transformer.ln_f.weight": model.final_norm.weight,
     }
     for number, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
         name = f"transformer.h.{number}"
         tensors |= {
             f"{name}.ln_1.weight": block.attention_norm.weight,

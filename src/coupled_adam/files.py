@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import re
+import shutil
+import stat
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,23 +33,74 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     Raises:
         RefusedError: if there is no such home folder.
     """
+    path = Path(path)
     try:
-        return Path(path).expanduser()
+        expanded = path.expanduser()
+        # An empty HOME would lead to the root of the file system, and a relative one anywhere.
+        if path.parts[:1] == ("~",) and not Path(os.environ.get("HOME", "/")).is_absolute():
+            raise RuntimeError
     except RuntimeError as error:  # no HOME, or nobody of that name
         raise RefusedError(
             f"{path}: there is no home folder for this name; write the path out in full"
         ) from error
+    return expanded
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """A small text file of the user's, as whatever editor has saved it.
+
+    A byte-order mark is no part of the text, neither at its beginning nor, in a file that was
+    joined from several, at the beginning of a line. Line ends become ``\\n``.
+
+    Args:
+        path: the file, in UTF-8; ``~`` is replaced.
+
+    Returns:
+        The text.
+
+    Raises:
+        RefusedError: if it is not UTF-8; the message names the file and the byte.
+        OSError: if it cannot be read; the error names the file.
+    """
+    path = user_path(path)
+    content = path.read_bytes()
+    if encoding := other_unicode(content):
+        raise RefusedError(f"{path} is {encoding}, not UTF-8: save it again in UTF-8")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise RefusedError(
+            f"{path} is not UTF-8: byte {error.start:,} of it is 0x{content[error.start]:02x} "
+            f"({error.reason}); save it again in UTF-8"
+        ) from error
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return re.sub("^\ufeff+", "", text, flags=re.MULTILINE)
+
+
+def other_unicode(beginning: bytes) -> str | None:
+    """The name of the encoding, if text begins as UTF-16 or UTF-32 do; with or without a mark."""
+    # The mark of UTF-32 begins with that of UTF-16.
+    if beginning.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "UTF-32"
+    if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16"
+    # Without a mark every second byte, or three of four, are zero as long as the text is ASCII.
+    even, odd = beginning[:64:2], beginning[1:64:2]
+    if len(beginning) >= 4 and (any(even) != any(odd)):
+        return "UTF-32" if not any(beginning[1:4]) or not any(beginning[:3]) else "UTF-16"
+    return None
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Write a binary file that appears under its name whole or not at all.
 
-    A link stays, and the file that it leads to is replaced. What is no file, such as a device or a
-    named pipe, cannot appear at once: it is written through.
+    A link stays, and the file that it leads to is replaced. What is no file, such as a terminal or
+    a named pipe, and what this process has been given open, such as /dev/stdout, cannot appear at
+    once: it is written through.
 
     Args:
-        path: the final name; an existing file is replaced in one step.
+        path: the final name; an existing file is replaced in one step, and its permissions stay.
 
     Yields:
         The open file to write into.
@@ -52,27 +110,108 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        if path.exists() and not path.is_file():
-            # Replaced by a file, /dev/null would fill the disk and a pipe would lose its reader.
-            with path.open("wb") as through:
+        through = _opened_through(path)
+        if through is not None:
+            with through:
                 yield through
             return
         final = Path(os.path.realpath(path))
-        # Not tempfile's: nobody but the owner may read what that makes.
-        temporary = final.with_name(f".{final.name}.{os.getpid()}{UNFINISHED}")
+        temporary = _temporary(final)
         try:
             with temporary.open("wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+            if final.exists():
+                shutil.copymode(final, temporary)
             os.replace(temporary, final)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise could_not_write(path, error) from error
+
+
+def _temporary(final: Path) -> Path:
+    # Not tempfile's: nobody but the owner may read what that makes.
+    thread = threading.get_native_id()  # or two threads would write into one file
+    return final.with_name(f".{final.name}.{os.getpid()}-{thread}{UNFINISHED}")
+
+
+def _opened_through(path: Path) -> BinaryIO | None:
+    """What is to be written through instead of replaced, opened; None for a file, or nothing yet.
+
+    Replaced by a file, /dev/null would fill the disk, and a pipe would lose its reader; and what
+    was printed before, or will be, would be lost with the file behind a replaced /dev/stdout.
+    """
+    try:
+        found = os.stat(path)  # follows links, and refuses those that lead in a circle
+    except FileNotFoundError:
+        return None
+    _refuse_odd(found)
+    descriptor = _given_open(path, found)
+    if descriptor is not None:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what was printed before comes first
+        return os.fdopen(os.dup(descriptor), "wb")
+    return None if stat.S_ISREG(found.st_mode) else path.open("wb")
+
+
+def _refuse_odd(found: os.stat_result) -> None:
+    """Raise OSError for what no result is ever written to."""
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder; give the name of a file")
+    if stat.S_ISBLK(found.st_mode):  # its file system would be gone
+        raise OSError(errno.EINVAL, "it is a disk; give the name of a file")
+    if stat.S_ISSOCK(found.st_mode):
+        raise OSError(errno.EINVAL, "it is a socket; give the name of a file")
+
+
+def _given_open(path: Path, found: os.stat_result) -> int | None:
+    """The descriptor that this process was started with and that a path stands for, if any."""
+    numbered = path.name.isdecimal() and str(path.parent) in ("/dev/fd", "/proc/self/fd")
+    for descriptor in (1, 2, *([int(path.name)] if numbered else [])):
+        with contextlib.suppress(OSError):  # it is closed
+            if os.path.samestat(os.fstat(descriptor), found):
+                return descriptor
+    return None
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Refuse a place for a result before hours are spent on the result.
+
+    Args:
+        path: where a file shall be written by :func:`whole_file`.
+
+    Raises:
+        RefusedError: if it is known already that this will fail: there is a folder, a socket or a
+            disk of this name, or the folder around it does not exist or cannot be written.
+    """
+    path = Path(path)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            found = os.stat(path)
+            _refuse_odd(found)
+            if _given_open(path, found) is not None:
+                return
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            if not stat.S_ISREG(found.st_mode):
+                return  # not opened to see: that would end what the reader of a pipe waits for
+        final = Path(os.path.realpath(path))
+        if not final.parent.is_dir():
+            raise RefusedError(
+                f"{path} cannot be written: there is no folder {final.parent}; make it first, or "
+                "choose another place"
+            )
+        # The only sure way to know: rights, quotas and read-only disks are not for us to judge.
+        probe = _temporary(final)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RefusedError(
+            f"{path} cannot be written ({error.strerror or error}): choose another place"
+        ) from error
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:

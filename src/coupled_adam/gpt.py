@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from coupled_adam.errors import RefusedError
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -34,10 +36,10 @@ class GPTConfig:
         """Refuse impossible shapes."""
         for name in ("vocabulary_size", "context", "layers", "heads", "width"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"GPTConfig.{name} must be a whole number from 1, not {value!r}")
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise RefusedError(f"GPTConfig.{name} must be a whole number from 1, not {value!r}")
         if self.width % self.heads:
-            raise ValueError(
+            raise RefusedError(
                 f"GPTConfig.width ({self.width}) must be a multiple of heads ({self.heads})"
             )
 

@@ -28,6 +28,11 @@ def label(name: str) -> str:
     return arm(name).label
 
 
+def labels() -> dict[str, str]:
+    """What every arm is called, by its name, in the book's order."""
+    return {one.name: one.label for one in ARMS.values()}
+
+
 def marker(name: str) -> str:
     """Matplotlib's marker of an arm.
 

@@ -6,8 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
-from scipy import stats
+
+from coupled_adam.extras import needs
+
+with needs("cli"):
+    import pandas as pd
+    from scipy import stats
 
 
 class Interval(NamedTuple):

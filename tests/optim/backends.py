@@ -31,6 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no weight decay": {"weight_decay": 0.0},
     "paper's betas": {"betas": (0.9, 0.95)},
     "large eps": {"eps": 1e-3},
+    "eps of recent recipes": {"eps": 1e-10},
     "beta1 = 0": {"betas": (0.0, 0.99)},
     "amsgrad": {"amsgrad": True},
     "maximize": {"maximize": True},
@@ -83,7 +84,7 @@ def _no_gpu() -> str:
 
 
 def _no_compiler() -> str:
-    return "" if native._library(torch.float32) else "no C compiler on this machine"
+    return native.unavailable(torch.float32)
 
 
 def _no_triton() -> str:
@@ -208,12 +209,19 @@ class Trial:
         optimizer_class: type[torch.optim.Optimizer] = CoupledAdamW,
         *,
         from_zero: bool = False,
+        transposed: bool = False,
         **options: Any,
     ) -> tuple[torch.Tensor, torch.optim.Optimizer]:
-        """The matrix after all steps, on the CPU, and the optimizer."""
+        """The matrix after all steps, on the CPU, and the optimizer.
+
+        With ``transposed`` the matrix is stored as [width, tokens]; what is returned is not.
+        """
         start, gradients = inputs(self.dtype, self.shape, self.steps)
         if from_zero:
             start = torch.zeros_like(start)
+        if transposed:
+            start, gradients = start.T.contiguous(), gradients.mT
+            options["vocabulary_dim"] = 1
         parameter = torch.nn.Parameter(start.to(self.backend.device, copy=True))
         # One tensor, as a captured step reads its gradient from one place.
         parameter.grad = torch.empty_like(parameter)
@@ -224,7 +232,8 @@ class Trial:
             for gradient in gradients:
                 parameter.grad.copy_(gradient)
                 step()
-        return parameter.detach().cpu(), optimizer
+        end = parameter.detach().cpu()
+        return end.T if transposed else end, optimizer
 
 
 def trials(

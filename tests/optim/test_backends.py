@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 
 import backends
 import pytest
@@ -10,7 +11,7 @@ import torch
 from backends import BACKENDS, SETTINGS, TOLERANCES, Trial, trials
 
 from coupled_adam import CoupledAdamW
-from coupled_adam.optim import coupled_adamw, native
+from coupled_adam.optim import compiler, coupled_adamw, native
 
 
 @trials()
@@ -153,23 +154,23 @@ def test_what_fits(change, expected):
     assert native.fits(*(one.bfloat16() for one in matrices))
 
 
-@pytest.mark.parametrize("compiler", ["", "/nowhere/cc", "false"])
-def test_without_a_working_compiler_the_step_is_made_of_tensor_operations(compiler, monkeypatch):
-    monkeypatch.setenv("CC", compiler)
-    monkeypatch.setattr(native.shutil, "which", lambda _: None)
-    native._library.cache_clear()
+@pytest.mark.parametrize("asked", ["", "/nowhere/cc", "false"])
+def test_without_a_working_compiler_the_step_is_made_of_tensor_operations(asked, monkeypatch):
+    monkeypatch.setenv("CC", asked)
+    monkeypatch.setattr(compiler.shutil, "which", lambda _: None)
+    native._compiled.cache_clear()
     try:
         trial = Trial(BACKENDS["C"], "default", torch.float32, (12, 5))
         found, _ = trial.run(coupled=True)
-        assert native._library(torch.float32) is None
+        assert native._compiled(torch.float32)[0] is None
     finally:
-        native._library.cache_clear()
+        native._compiled.cache_clear()
     expected = backends.expected("default", torch.float32, (12, 5), trial.steps)
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
 
 
 @needs_compiler
-@pytest.mark.skipif(not hasattr(native.os, "fork"), reason="this system cannot fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_has_threads_of_its_own(monkeypatch):
     monkeypatch.setattr(native, "_WORTH_SHARING", 0)
@@ -178,14 +179,14 @@ def test_a_forked_process_has_threads_of_its_own(monkeypatch):
     torch.set_num_threads(2)
     try:
         native.sum_of_squares(gradient)
-        child = native.os.fork()
+        child = os.fork()
         if child == 0:
             import signal
 
             signal.alarm(20)  # with the parent's pool it would wait for ever
             right = native.sum_of_squares(gradient)[0] == 10_000
-            native.os._exit(0 if right else 1)
-        assert native.os.waitpid(child, 0)[1] == 0
+            os._exit(0 if right else 1)
+        assert os.waitpid(child, 0)[1] == 0
     finally:
         torch.set_num_threads(before)
 

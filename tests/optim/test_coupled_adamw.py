@@ -189,10 +189,11 @@ def test_a_matrix_without_gradient_is_skipped():
     assert second not in optimizer.state
 
 
-def test_arguments_are_torchs_and_one_more():
+def test_arguments_are_torchs_and_two_more():
     theirs = inspect.signature(torch.optim.AdamW).parameters
     ours = inspect.signature(CoupledAdamW).parameters
-    assert list(ours) == [*theirs, "coupled"]
+    assert list(ours) == [*theirs, "coupled", "vocabulary_dim"]
+    assert ours["coupled"].kind == ours["vocabulary_dim"].kind == inspect.Parameter.KEYWORD_ONLY
     for name, parameter in theirs.items():
         assert (ours[name].kind, ours[name].default) == (parameter.kind, parameter.default)
 

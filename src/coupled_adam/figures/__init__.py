@@ -7,28 +7,17 @@ on a page of prose, ``figures.cloud().html()`` is the same figure as a string.
 from __future__ import annotations
 
 import base64
-import html
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
+from coupled_adam.figures import page
+from coupled_adam.figures._arithmetic import OPTIMIZERS
 from coupled_adam.figures._pictures import picture
-from coupled_adam.figures.palette import NAMES
 
 __all__ = ["LiveFigure", "cloud", "moments", "step_size", "toy_updates"]
-
-_SCRIPTS = {
-    "cloud": ("common.js", "model.js", "cloud.js"),
-    "moments": ("common.js", "axes.js", "moments.js"),
-    "step_size": ("common.js", "axes.js", "step_size.js"),
-    "toy_updates": ("common.js", "model.js", "toy_updates.js"),
-}
 
 
 @dataclass(frozen=True)
@@ -46,18 +35,8 @@ class LiveFigure:
     alt: str
 
     def html(self) -> str:
-        """The figure as one self-contained piece of HTML: a division, its style and its script.
-
-        The same call gives the same string, and the string may stand on a page any number of times:
-        it holds no ids, and the script builds whichever figures of its kind are not built yet.
-        """
-        config = html.escape(json.dumps(self.config), quote=True)
-        alt = html.escape(self.alt, quote=True)
-        return (
-            f'<div class="live-figure" data-figure="{self.kind}" data-config="{config}"'
-            f' role="figure" aria-label="{alt}"><noscript>{alt}</noscript></div>\n'
-            f"<style>{_style()}</style>\n<script>{_script(self.kind)}</script>"
-        )
+        """The figure as one self-contained piece of HTML; the same call gives the same string."""
+        return page.piece(self.kind, self.config, self.alt)
 
     def png(self) -> bytes:
         """The figure's first view as an opaque picture. Needs matplotlib."""
@@ -85,11 +64,11 @@ def cloud(exponent: float = 1.0, alt: str | None = None) -> LiveFigure:
         raise ValueError(f"exponent is {exponent}; the figure's knob goes from 0 to 2")
     default = (
         "Three panels, each with the embeddings of the same 400 tokens in the plane, trained step "
-        "by step on the same batches. With word frequencies as skewed as in natural text, Adam's "
-        "cloud leaves the origin as a block, against the mean hidden state, and an arrow from the "
-        "origin to its mean grows; the clouds of SGD and of Coupled Adam spread too, but their "
-        "mean stays on the origin. Below are a play button and sliders for the skew and for the "
-        "training step."
+        "by step on the same batches, at learning rates that lead them all to about the same loss. "
+        "With word frequencies as skewed as in natural text, Adam's cloud leaves the origin as a "
+        "block, against the mean hidden state, and an arrow from the origin to its mean grows; "
+        "the clouds of SGD and of Coupled Adam spread too, but their mean stays on the origin. "
+        "Below are a play button and sliders for the skew and for the training step."
     )
     return LiveFigure("cloud", {"exponent": exponent, "seed": 1}, alt or default)
 
@@ -150,51 +129,47 @@ def step_size(alt: str | None = None, frequencies: Sequence[float] | None = None
     return LiveFigure("step_size", config, alt or default)
 
 
-def toy_updates(optimizers: Sequence[str] = ("sgd", "adamw"), alt: str | None = None) -> LiveFigure:
-    """Eight tokens in the plane, their update vectors at one step, and the sum of the vectors.
+def toy_updates(
+    optimizers: Sequence[str] = ("sgd", "adamw"), trainings: int = 64, alt: str | None = None
+) -> LiveFigure:
+    """The updates of eight tokens in the plane at one step, laid head to tail, and their sum.
 
     Args:
         optimizers: one panel each, from ``"sgd"``, ``"adamw"`` and ``"coupled"``.
+        trainings: over how many trainings the updates are averaged to begin with, a power of two
+            up to 64; they differ in their batches only. 1 shows one batch.
         alt: text alternative, if the default does not fit the place.
 
     Raises:
-        ValueError: if an optimizer is unknown, given twice, or none is given.
+        ValueError: if an optimizer is unknown, given twice, or none is given; if ``trainings`` is
+            no place of the figure's knob.
     """
     chosen = tuple(optimizers)
-    unknown = [name for name in chosen if name not in NAMES]
+    unknown = [name for name in chosen if name not in OPTIMIZERS]
     if unknown or not chosen or len(set(chosen)) != len(chosen):
-        raise ValueError(f"optimizers is {chosen}; choose from {tuple(NAMES)}, each at most once")
+        raise ValueError(f"optimizers is {chosen}; choose from {OPTIMIZERS}, each at most once")
+    places = [2**k for k in range(7)]
+    if trainings not in places:
+        raise ValueError(f"trainings is {trainings}; the figure's knob has {places}")
     ends = {
-        "sgd": "With SGD the sum is zero at every step.",
-        "adamw": "With Adam the sum is several times as long as any single update and points "
-        "against the mean hidden state, the more so the rarer the rare tokens are.",
-        "coupled": "With Coupled Adam the sum is zero at every step.",
+        "sgd": "With SGD the arrows close to a polygon at every step, and the sum is zero.",
+        "adamw": "With Adam the six rare tokens step together against the mean hidden state, and "
+        "the sum is as long as several single updates; it shrinks to almost nothing when all "
+        "tokens are made equally frequent.",
+        "coupled": "With Coupled Adam the arrows close to a polygon at every step.",
     }
     default = (
-        "Eight tokens in the plane, two frequent and six rare, each with its update at one "
-        "training step as a thin arrow; a thick arrow from the origin is the sum of all updates. "
+        "The updates of eight tokens, two frequent and six rare, at one training step, as arrows "
+        "in the plane of which each begins where the last one ends; a broad arrow from the origin "
+        "to the end is their sum. "
         + " ".join(ends[name] for name in chosen)
-        + " Sliders set how rare the rare tokens are and the training step."
+        + " Sliders set how rare the rare tokens are, the training step, and over how many "
+        "trainings the updates are averaged."
     )
-    config = {"optimizers": list(chosen), "rarity": 0.001, "seed": 3}
+    config = {
+        "optimizers": list(chosen),
+        "halvings": 7,
+        "doublings": places.index(trainings),
+        "seed": 3,
+    }
     return LiveFigure("toy_updates", config, alt or default)
-
-
-@cache
-def _style() -> str:
-    # Blanks before a colon stay: ".a :is(.b)" is not ".a:is(.b)".
-    return re.sub(r"\s*([{};,>])\s*|(?<=:)\s+", r"\1", _source("figures.css"))
-
-
-@cache
-def _script(kind: str) -> str:
-    body = "\n".join(_source(name) for name in _SCRIPTS[kind])
-    # A closing tag inside a string would end the script for the browser.
-    return f'(() => {{\n"use strict";\n{body}\n}})();'.replace("</script", "<\\/script")
-
-
-def _source(name: str) -> str:
-    """A script or style without its comment lines and indentation, which readers need not load."""
-    text = files(__package__).joinpath(name).read_text(encoding="utf-8")
-    lines = (line.strip() for line in text.splitlines())
-    return "\n".join(line for line in lines if line and not line.startswith("//"))

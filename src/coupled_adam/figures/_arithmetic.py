@@ -14,12 +14,17 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+# The arms that the figures' arithmetic knows; `update` has a line for each.
+OPTIMIZERS = ("sgd", "adamw", "coupled")
 CLOUD_TOKENS = 400
 CLOUD_STEPS = 240
 MOMENT_STEPS = 120
 TOY_RARE = 6
 TOY_STEPS = 40
 TOY_BATCH = 32
+TOY_RATES = {"sgd": 0.3, "adamw": 0.03, "coupled": 0.03}
+# Length at which SGD's longest update is drawn; Adam's are drawn in learning rates.
+TOY_LONGEST = 2.5
 
 
 class Mulberry32:
@@ -241,16 +246,52 @@ def cloud_run(exponent: float, seed: int) -> tuple[LanguageModel, dict[str, Run]
 
 
 def toy_run(
-    optimizers: tuple[str, ...], rarity: float, seed: int
-) -> tuple[LanguageModel, dict[str, Run], list[Array]]:
-    """The training behind the toy of eight tokens, six of them with frequency ``rarity``."""
-    rest = 1 - TOY_RARE * rarity
-    frequencies = np.array([0.6 * rest, 0.4 * rest, *[rarity] * TOY_RARE])
-    model = language_model(frequencies, contexts=4, spread=0.5, taste=0.35, start=0.9, seed=seed)
-    all_rates = {"sgd": 0.3, "adamw": 0.03, "coupled": 0.03}
-    rates = {name: all_rates[name] for name in optimizers}
-    runs, batches = train(model, rates, steps=TOY_STEPS, size=TOY_BATCH, seed=seed + 1, decay=False)
-    return model, runs, batches
+    optimizers: tuple[str, ...], halvings: int, trainings: int, seed: int
+) -> tuple[dict[str, Array], Array]:
+    """The trainings behind the toy of eight tokens, six of them rare.
+
+    Args:
+        optimizers: one or more of ``OPTIMIZERS``.
+        halvings: a rare token occurs once in ``8 * 2 ** halvings`` places; with none all are alike.
+        trainings: how many are averaged; they differ in their batches only.
+        seed: of the model; the trainings' are the numbers after it.
+
+    Returns:
+        The mean update of each token at each step by optimizer, shape [40, 8, 2]; and the mean
+        number of tokens that a step's batch lacks, shape [40].
+    """
+    rare = 1 / (8 * 2**halvings)
+    frequent = (1 - TOY_RARE * rare) / 2
+    frequencies = np.array([frequent] * 2 + [rare] * TOY_RARE)
+    model = language_model(frequencies, contexts=4, spread=0.5, taste=0.35, start=0.25, seed=seed)
+    rates = {name: TOY_RATES[name] for name in optimizers}
+    updates = {name: np.zeros((TOY_STEPS, len(frequencies), 2)) for name in optimizers}
+    absent = np.zeros(TOY_STEPS)
+    for k in range(1, trainings + 1):
+        options: dict[str, Any] = {"steps": TOY_STEPS, "size": TOY_BATCH, "decay": False}
+        runs, batches = train(model, rates, seed=seed + k, **options)
+        for name, run in runs.items():
+            updates[name] += np.array(run.updates) / trainings
+        absent += (np.array(batches).sum(axis=1) == 0).sum(axis=1) / trainings
+    return updates, absent
+
+
+def head_to_tail(optimizer: str, update: Array) -> tuple[NDArray[np.intp], Array]:
+    """The way along one step's updates in the order of their directions; its end is their sum.
+
+    Args:
+        optimizer: Adam's updates are measured in learning rates, SGD's so that the longest of them
+            has the length 2.5.
+        update: the update of each token, shape [8, 2].
+
+    Returns:
+        The token of each leg, shape [8], and where the legs begin and end, shape [9, 2].
+    """
+    unit = TOY_RATES[optimizer]
+    if optimizer == "sgd":
+        unit = float(np.linalg.norm(update, axis=1).max()) / TOY_LONGEST
+    tokens = np.argsort(np.arctan2(update[:, 1], update[:, 0]), kind="stable")
+    return tokens, np.vstack([np.zeros(2), np.cumsum(update[tokens] / unit, axis=0)])
 
 
 def moment_series(

@@ -66,9 +66,8 @@ function coupledStep(gradient, state, columns, rate, beta1 = 0.9, beta2 = 0.95, 
   return m.map((x, k) => (-rate * x) / (Math.sqrt(shared[k % columns]) + epsilon));
 }
 
-// From here on: the page.
+// From here on: the page. NAMES and MARKERS of the arms come from palette.py through page.py.
 
-const NAMES = { sgd: "SGD", adamw: "Adam", coupled: "Coupled Adam" };
 const MINUS = "−";
 
 // A number for people: a real minus sign, powers of ten written out.
@@ -151,10 +150,17 @@ const line = (points, kind) =>
 const dot = (x, y, radius, kind) =>
   `<circle class="${kind}" cx="${r1(x)}" cy="${r1(y)}" r="${radius}"/>`;
 
-// An arrow in screen coordinates; one too short for a head is a dot, or nothing for a token's update.
+// The arm's own marker, as beside its name and in the pictures.
+function mark(arm, x, y, r) {
+  if (MARKERS[arm] === "o") return dot(x, y, r, "mark");
+  const turned = MARKERS[arm] === "D" ? ` transform="rotate(45 ${r1(x)} ${r1(y)})"` : "";
+  return `<path class="mark" d="M${r1(x - r)} ${r1(y - r)}h${2 * r}v${2 * r}h${-2 * r}z"${turned}/>`;
+}
+
+// An arrow in screen coordinates; one too short for a head is a dot, or nothing for a single token's.
 function arrow(x0, y0, x1, y1, kind, head = 9) {
   const length = Math.hypot(x1 - x0, y1 - y0);
-  if (length < 2) return kind === "update" ? "" : dot(x0, y0, 3.5, kind + " still");
+  if (length < 2) return kind === "update" || kind === "frequent" ? "" : dot(x0, y0, 3.5, kind + " still");
   const size = Math.min(head, length);
   const ux = (x1 - x0) / length;
   const uy = (y1 - y0) / length;

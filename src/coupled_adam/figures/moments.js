@@ -57,11 +57,9 @@ start("moments", (root, config) => {
       label: "mean step, in learning rates (log scale)", format: (v) => `10${superscript(Math.round(Math.log10(v)))}`,
     };
     const a = axes(p, x, { range: [0, 3], ticks: [], label: "" }, { l: 56, r: 12, t: 2, b: 36 });
-    const one = (y, name, size, mark) => words(4, a.sy(y) + 4, name) +
-      `<path class="rule" d="M${a.left} ${a.sy(y)}H${a.right}"/><g class="${mark}">` +
-      (mark === "sgd" ? dot(a.sx(size), a.sy(y), 7, "mark")
-        : `<path class="mark" d="M${r1(a.sx(size) - 6)} ${r1(a.sy(y) - 6)}h12v12h-12z"/>`) + "</g>";
-    return a.s + one(2.2, "SGD", meanSize(series.g), "sgd") + one(0.8, "Adam", meanSize(series.step), "adamw");
+    const one = (y, arm, size) => words(4, a.sy(y) + 4, NAMES[arm]) +
+      `<path class="rule" d="M${a.left} ${a.sy(y)}H${a.right}"/><g class="${arm}">${mark(arm, a.sx(size), a.sy(y), 6)}</g>`;
+    return a.s + one(2.2, "sgd", meanSize(series.g)) + one(0.8, "adamw", meanSize(series.step));
   };
 
   const grid = element("div", { class: "two" }, root);

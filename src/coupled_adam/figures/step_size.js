@@ -51,7 +51,7 @@ start("step_size", (root, config) => {
     return a.s + rule(a) + `<g class="adamw">${data(a, f, "data")}${line(adam, "trace")}</g>` +
       `<g class="coupled">${line([[a.left, level], [a.right, level]], "trace")}</g>` +
       `<g class="sgd">${line([[a.left, level], [a.right, level]], "trace dashed")}</g>` +
-      `<g class="adamw"><path class="mark" d="M${r1(end[0] - 5)} ${r1(end[1] - 5)}h10v10h-10z"/></g>`;
+      `<g class="adamw">${mark("adamw", end[0], end[1], 5)}</g>`;
   };
 
   const grid = element("div", { class: "two" }, root);
@@ -68,7 +68,7 @@ start("step_size", (root, config) => {
   const key = (kind, text, dashed) => `<span class="${kind}"><svg width="26" height="10"><path class="trace ${dashed || ""}" d="M0 5H26"/></svg> ${text}</span> `;
   charts[0].heading.insertAdjacentHTML("afterend", '<div class="signs"><span><svg width="26" height="10"><path class="ratio" d="M0 5H26"/></svg> Zipf</span> ' +
     (config.frequencies ? '<span><svg width="12" height="10"><circle class="open" cx="6" cy="5" r="3"/></svg> the text</span>' : "") + "</div>");
-  charts[1].heading.insertAdjacentHTML("afterend", '<div class="signs">' + key("adamw", "Adam") + key("coupled", "Coupled Adam") + key("sgd", "SGD", "dashed") + "</div>");
+  charts[1].heading.insertAdjacentHTML("afterend", '<div class="signs">' + key("adamw", NAMES.adamw) + key("coupled", NAMES.coupled) + key("sgd", NAMES.sgd, "dashed") + "</div>");
   const now = element("p", { class: "now", "aria-live": "polite" }, root);
   const controls = element("div", { class: "knobs" }, root);
 

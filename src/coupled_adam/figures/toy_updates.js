@@ -1,73 +1,84 @@
-// Chapters 04 and 06: eight tokens, their update vectors at one training step, and the vectors' sum.
+// Chapters 01, 04 and 06: the updates of eight tokens at one training step, head to tail, and their sum.
 
 const RARE = 6;
 const STEPS = 40;
 const BATCH = 32;
+const RATES = { sgd: 0.3, adamw: 0.03, coupled: 0.03 };
 
-// Six tokens of the given frequency; the two others share the rest, three to two.
-function toyRun(optimizers, rarity, seed) {
-  const rest = 1 - RARE * rarity;
+// The mean update of each token at each step over several trainings, which differ in their batches only,
+// and the mean number of tokens that a batch lacks. A rare token occurs once in 8 * 2 ** halvings places;
+// the two others share the rest, so that without a halving all eight are alike.
+function toyRun(optimizers, halvings, trainings, seed) {
+  const rare = 1 / (8 * Math.pow(2, halvings));
+  const frequent = (1 - RARE * rare) / 2;
   const model = languageModel({
-    frequencies: Float64Array.of(0.6 * rest, 0.4 * rest, ...Array(RARE).fill(rarity)),
-    contexts: 4, mean: [1, 0.6], spread: 0.5, taste: 0.35, start: 0.9, seed,
+    frequencies: Float64Array.of(frequent, frequent, ...Array(RARE).fill(rare)),
+    contexts: 4, mean: [1, 0.6], spread: 0.5, taste: 0.35, start: 0.25, seed,
   });
-  const rates = { sgd: 0.3, adamw: 0.03, coupled: 0.03 };
-  return { model, ...train(model, { optimizers, rates, steps: STEPS, size: BATCH, seed: seed + 1 }) };
+  const updates = {};
+  for (const o of optimizers) updates[o] = Array.from({ length: STEPS }, () => new Float64Array(2 * model.n));
+  const absent = new Float64Array(STEPS);
+  for (let k = 1; k <= trainings; k++) {
+    const { runs, batches } = train(model, { optimizers, rates: RATES, steps: STEPS, size: BATCH, seed: seed + k });
+    for (let t = 0; t < STEPS; t++) {
+      for (const o of optimizers) updates[o][t].forEach((_, i, all) => (all[i] += runs[o].updates[t][i] / trainings));
+      for (let i = 0; i < model.n; i++) if (batches[t].every((row) => !row[i])) absent[t] += 1 / trainings;
+    }
+  }
+  return { updates, absent };
 }
 
-// The sum of one step's update vectors, and the length of the longest of them.
-function sumOfUpdates(update) {
-  let [x, y, longest] = [0, 0, 0];
-  for (let i = 0; i < update.length; i += 2) {
-    x += update[i];
-    y += update[i + 1];
-    longest = Math.max(longest, Math.hypot(update[i], update[i + 1]));
+// The way along one step's updates, taken in the order of their directions, with the token of each; its
+// end is their sum. In learning rates, but SGD's, whose updates have a gradient's size, are drawn so that
+// the longest of them has the length LONGEST.
+const LONGEST = 2.5;
+function headToTail(optimizer, update) {
+  let longest = 0;
+  for (let i = 0; i < update.length; i += 2) longest = Math.max(longest, Math.hypot(update[i], update[i + 1]));
+  const unit = optimizer === "sgd" ? longest / LONGEST : RATES[optimizer];
+  const angle = (i) => Math.atan2(update[2 * i + 1], update[2 * i]);
+  const tokens = Array.from({ length: update.length / 2 }, (_, i) => i).sort((a, b) => angle(a) - angle(b));
+  const places = [[0, 0]];
+  for (const i of tokens) {
+    const [x, y] = places[places.length - 1];
+    places.push([x + update[2 * i] / unit, y + update[2 * i + 1] / unit]);
   }
-  return { x, y, longest, ratio: Math.hypot(x, y) / longest };
+  const [x, y] = places[places.length - 1];
+  return { tokens, places, sum: Math.hypot(x, y) };
 }
 
 // --- page ---
 
 start("toy_updates", (root, config) => {
-  const optimizers = config.optimizers;
-  let rarity = config.rarity;
+  const { optimizers } = config;
+  let { halvings, doublings } = config;
   let step = 1;
   let run;
-  const HALF = 3;
-  const ARROW = 0.42;
+  const HALF = 6.5;
   const panels = {};
 
   // Below the rounding of sixteen digits there is nothing but rounding.
-  const length = (ratio) => (ratio < 1e-9 ? "0" : ratio.toFixed(1));
+  const length = (sum) => (sum < 1e-9 ? "0" : sum.toFixed(1));
+  const now = (o) => headToTail(o, run.updates[o][step - 1]);
   const draw = (o) => (p) => {
     const side = p.w;
-    const at = (x, y) => [((x + HALF) / (2 * HALF)) * side, ((HALF - y) / (2 * HALF)) * side];
-    const [ox, oy] = at(0, 0);
+    const at = ([x, y]) => [((x + HALF) / (2 * HALF)) * side, ((HALF - y) / (2 * HALF)) * side];
+    const [ox, oy] = at([0, 0]);
     let s = "";
-    for (let k = -2; k <= 2; k++) {
-      const [x, y] = at(k, k);
+    for (let k = -6; k <= 6; k += 2) {
+      const [x, y] = at([k, k]);
       s += `<path class="${k ? "rule" : "cross"}" d="M${r1(x)} 0V${side}M0 ${r1(y)}H${side}"/>`;
-      if (k % 2 === 0 && k) s += words(x, oy + 13, say(k, 1), "middle") + words(ox - 4, y + 4, say(k, 1), "end");
+      if (k % 4 === 0 && k) s += words(x, oy + 13, say(k, 1), "middle") + words(ox - 4, y + 4, say(k, 1), "end");
     }
-    const e = run.runs[o].path[step - 1];
-    const update = run.runs[o].updates[step - 1];
-    const sum = sumOfUpdates(update);
-    const scale = ARROW / sum.longest;
-    const [hx, hy] = [1, 0.6];
-    const far = 2.5;
-    s += arrow(ox, oy, ...at(hx * far, hy * far), "towards", 8);
-    s += words(...at(hx * far - 0.1, hy * far + 0.2), "mean h", "end");
-    const counts = run.batches[step - 1];
-    for (let i = 0; i < run.model.n; i++) {
-      const [x, y] = [e[2 * i], e[2 * i + 1]];
-      const seen = counts.some((row) => row[i] > 0);
-      s += dot(...at(x, y), i < 2 ? 7 : 4, seen ? "token" : "token absent");
-      s += arrow(...at(x, y), ...at(x + scale * update[2 * i], y + scale * update[2 * i + 1]), "update", 6);
-    }
-    const tip = at(scale * sum.x, scale * sum.y);
-    s += arrow(ox, oy, ...tip, "halo", 13) + arrow(ox, oy, ...tip, "mean", 12);
-    p.value.textContent = length(sum.ratio);
-    p.note.textContent = "‖sum‖ ÷ longest update";
+    s += arrow(ox, oy, ...at([5.5, 3.3]), "towards", 8) + words(...at([5.4, 3.7]), "mean h", "end");
+    const { tokens, places } = now(o);
+    const leg = (k, kind, head) => arrow(...at(places[k]), ...at(places[k + 1]), kind, head);
+    // The broad below the thin: often all lie on one line, there and back.
+    s += arrow(ox, oy, ...at(places[tokens.length]), "sum", 18);
+    tokens.forEach((i, k) => i < 2 && (s += leg(k, "frequent", 12)));
+    tokens.forEach((i, k) => i >= 2 && (s += leg(k, "update", 7)));
+    p.value.textContent = length(now(o).sum);
+    p.note.textContent = "length of the sum";
     return s;
   };
 
@@ -75,36 +86,35 @@ start("toy_updates", (root, config) => {
   for (const o of optimizers) {
     panels[o] = panel(grid, {
       title: NAMES[o], kind: o, height: (w) => w, draw: draw(o),
-      label: `${NAMES[o]}: eight tokens in the plane, the update of each as a thin arrow, their sum as a thick arrow from the origin`,
+      label: `${NAMES[o]}: the updates of eight tokens as arrows, each beginning where the last one ends, and their sum as a broad arrow from the origin`,
     });
   }
-  root.insertAdjacentHTML("beforeend", '<div class="signs"><span><svg width="14" height="14"><circle class="token" cx="7" cy="7" r="5"/></svg> token in the batch</span> ' +
-    '<span><svg width="14" height="14"><circle class="token absent" cx="7" cy="7" r="4"/></svg> absent</span> ' +
-    '<span><svg width="26" height="12"><path class="update" d="M0 6H18"/><path class="update head" d="M26 6L18 2V10Z"/></svg> update</span> ' +
-    '<span><svg width="30" height="14"><path class="mean" d="M0 7H18"/><path class="mean head" d="M30 7L18 1V13Z"/></svg> sum of the updates</span></div>' +
-    '<p class="key"><b>Axes</b>: the two dimensions of the embeddings. <b>Arrows</b>: one scale in each panel, ' +
-    "chosen so that its longest update is as long as the other panels' longest.</p>");
-  const now = element("p", { class: "now", "aria-live": "polite" }, root);
+  const sample = (kind, text, head = "M26 6L18 2V10Z") =>
+    `<span><svg width="30" height="14"><path class="${kind}" d="M0 6H16"/><path class="${kind} head" d="${head}"/></svg> ${text}</span> `;
+  root.insertAdjacentHTML("beforeend", `<div class="signs ${optimizers[optimizers.length - 1]}">` +
+    sample("frequent", "a frequent token", "M28 6L16 0V12Z") + sample("update", "a rare token") + sample("sum", "the sum", "M30 6L16 0V13Z") + "</div>" +
+    '<p class="key"><b>Arrows</b>: the update of each token, laid head to tail in the order of their directions. ' +
+    "<b>Axes</b>: the two dimensions of the embeddings, " +
+    (optimizers.length === 1 && optimizers[0] === "sgd" ? "on a scale that fits the longest arrow"
+      : "in learning rates" + (optimizers.includes("sgd") ? "; SGD's arrows, which are far shorter, on a scale of their own" : "")) + ".</p>");
+  const spoken = element("p", { class: "now", "aria-live": "polite" }, root);
   const controls = element("div", { class: "knobs" }, root);
 
   const show = () => {
     for (const o of optimizers) panels[o].render();
-    const counts = run.batches[step - 1];
-    let absent = 0;
-    for (let i = 0; i < run.model.n; i++) if (counts.every((row) => !row[i])) absent++;
-    const parts = optimizers.map((o) => {
-      return `${NAMES[o]} ${length(sumOfUpdates(run.runs[o].updates[step - 1]).ratio)}`;
-    });
-    now.textContent = `Step ${step}: ${absent} of ${run.model.n} tokens are absent from the batch. ` +
-      `Length of the sum, in lengths of the longest update: ${parts.join(", ")}.`;
+    const count = Math.pow(2, doublings);
+    const parts = optimizers.map((o) => `${NAMES[o]} ${length(now(o).sum)}`);
+    spoken.textContent = `Step ${step}, ${count > 1 ? `mean of ${count} trainings` : "one training"}. Of 8 tokens ` +
+      `${run.absent[step - 1].toFixed(1)} are absent from a batch of ${BATCH}. Length of the sum: ${parts.join(", ")}.`;
   };
-  const train = () => (run = toyRun(optimizers, rarity, config.seed));
+  const train = () => ((run = toyRun(optimizers, halvings, Math.pow(2, doublings), config.seed)), show());
 
-  slider(controls, "Frequency of a rare token", [-4, -0.95, 0.05], Math.log10(rarity),
-    (v) => `1 in ${Math.round(Math.pow(10, -v)).toLocaleString("en")}`,
-    (v) => ((rarity = Math.pow(10, v)), train(), show()));
+  slider(controls, "A rare token is", [0, 10, 1], halvings,
+    (v) => `1 in ${(8 * Math.pow(2, v)).toLocaleString("en")}` + (v ? "" : ", as all are"),
+    (v) => ((halvings = v), train()));
   const steps = slider(controls, "Training step", [1, STEPS, 1], 1, (v) => `${v} of ${STEPS}`, (v) => ((step = v), show()));
+  slider(controls, "Mean over", [0, 6, 1], doublings, (v) => (v ? `${Math.pow(2, v)} trainings` : "one training"),
+    (v) => ((doublings = v), train()));
   button(controls, "Next step", () => ((step = (step % STEPS) + 1), steps.set(step), show()));
   train();
-  show();
 });

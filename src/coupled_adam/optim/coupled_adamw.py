@@ -8,20 +8,36 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import AdamW
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 
-from coupled_adam.optim import sharding
+from coupled_adam.optim import checks, memory, sharding
 from coupled_adam.optim.transfer import counts_on_device, second_moment_for, state_dtype
 
 # Rows that are stepped at once: large enough to keep the overhead of a call small, small enough to
 # stay in the processor's cache. Between 512 and 4,096 it hardly matters (coupled-adam bench).
 _ROWS_AT_ONCE = 1024
+
+# Torch's own refusal of a step in a graph that would repeat its numbers; renamed after torch 2.6.
+_GRAPH_CHECK = (
+    "_accelerator_graph_capture_health_check"
+    if hasattr(AdamW, "_accelerator_graph_capture_health_check")
+    else "_cuda_graph_capture_health_check"
+)
+
+# What a group of torch.optim.AdamW does not say.
+_PLAIN_ADAMW = {"coupled": False, "vocabulary_dim": 0}
+# What a group keeps when a state is loaded.
+_OWN_KEYS = (*_PLAIN_ADAMW, "process_group")
+
+# A parameter, its gradient and its state.
+_Present: TypeAlias = tuple[Tensor, Tensor, dict[str, Any]]
 
 
 @dataclass
@@ -31,8 +47,8 @@ class _Swept:
     Attributes:
         group: its parameter group.
         parameter: the matrix.
-        sums: of the squared gradient over the rows.
-        gradient: what this process has of it; None if nothing.
+        sums: of the squared gradient over the tokens.
+        gradient: what this process has of it, tokens first; None if nothing.
         rows: which rows the gradient holds, if it is sparse.
         kernel: the module whose sweeps are used instead of PyTorch's operations, if any.
     """
@@ -48,15 +64,16 @@ class _Swept:
 class CoupledAdamW(AdamW):
     """A drop-in replacement for ``torch.optim.AdamW`` that can couple embedding matrices.
 
-    A parameter group with ``coupled=True`` holds matrices of V rows (tokens) and H columns. For
-    such a matrix the second moment of Adam is replaced by its mean over the V rows
+    A parameter group with ``coupled=True`` holds matrices of V rows (tokens) and H columns, or,
+    with ``vocabulary_dim=1``, of H rows and V columns, as some output heads are stored. For such
+    a matrix the second moment of Adam is replaced by its mean over the V rows
     (Stollenwerk and Stollenwerk, 2025, *Better Embeddings with Coupled Adam*), so that all tokens
     are updated with the same step size and the updates of the output embeddings sum to zero, as
     their gradients do. Mean and exponential average commute; the state is therefore one vector of
     H numbers, not a V x H matrix, and the result is the paper's. Groups that are not coupled
     behave bit for bit like ``torch.optim.AdamW``.
 
-    The arguments are those of ``torch.optim.AdamW``, in the same order, and one more. ``foreach``
+    The arguments are those of ``torch.optim.AdamW``, in the same order, and two more. ``foreach``
     and ``fused`` choose the implementation of the groups that are not coupled. Coupled groups are
     stepped with PyTorch's operations, which work everywhere, or in two sweeps of their own: on a
     GPU with Triton kernels, where Triton is installed and unless ``fused=False``; on a CPU in C,
@@ -70,7 +87,7 @@ class CoupledAdamW(AdamW):
     Sparse gradients, as of ``nn.Embedding(..., sparse=True)``, are treated lazily, as by
     ``torch.optim.SparseAdam``: a row that is absent from the gradient does not move, and its first
     moment waits. The shared second moment is that of the dense gradient, in which absent rows are
-    zero, and decays at every step.
+    zero, and decays at every step. They are for ``vocabulary_dim=0``.
 
     On several processes the result is that of one process, up to rounding. DDP's whole matrices
     and DTensors need no option: ``fully_shard`` (FSDP2), tensor parallelism by rows or by columns,
@@ -96,13 +113,20 @@ class CoupledAdamW(AdamW):
             dense gradients.
         fused: as in ``torch.optim.AdamW``; for coupled groups see above.
         coupled: whether groups that do not say so themselves are coupled.
+        vocabulary_dim: which dimension of a coupled matrix counts the tokens: 0 for one of shape
+            [tokens, width], as of ``nn.Embedding`` and ``nn.Linear``; 1 for [width, tokens]. The
+            mean is taken over it, and the shared second moment has a number for each coordinate
+            of the other one. Also a key of a group.
 
     Raises:
         ValueError: for a hyperparameter out of range, or a coupled group that is empty or holds
             something other than dense floating-point matrices of at least two rows, whole or in
             shards as described above.
         RuntimeError: in ``step``, for a sparse gradient of a group that is not coupled, has weight
-            decay, or is capturable or differentiable.
+            decay, or is capturable or differentiable; for a state or gradient whose shape or
+            device is not its parameter's, as after the vocabulary grew; and where torch's step
+            raises one: ``fused=True`` on devices or for types without a fused step, capture in a
+            graph without ``capturable=True``.
     """
 
     def __init__(
@@ -120,9 +144,9 @@ class CoupledAdamW(AdamW):
         differentiable: bool = False,
         fused: bool | None = None,
         coupled: bool = False,
+        vocabulary_dim: int = 0,
     ) -> None:
-        # AdamW's constructor adds the groups before it could learn of a further default.
-        self._coupled_by_default = coupled
+        self._further_defaults = {"coupled": coupled, "vocabulary_dim": vocabulary_dim}
         super().__init__(
             params,
             lr,
@@ -136,35 +160,42 @@ class CoupledAdamW(AdamW):
             differentiable=differentiable,
             fused=fused,
         )
-        # In the defaults, since copies and pickles of an optimizer keep those and no attribute.
-        self.defaults["coupled"] = coupled
         # With this flag GradScaler would leave unscaling and skipping to the step, of which only
         # torch's fused kernel is capable; without it, it does both itself, for every group.
         self._step_supports_amp_scaling = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, coupled if it says ``coupled=True``; as in ``torch.optim.Optimizer``."""
-        default = self.defaults.get("coupled", getattr(self, "_coupled_by_default", False))
-        param_group.setdefault("coupled", default)
+        # Here, since AdamW's constructor adds the groups before it could learn of ours; and in the
+        # defaults, since copies and pickles of an optimizer keep those and no attribute.
+        for key, default in getattr(self, "_further_defaults", _PLAIN_ADAMW).items():
+            self.defaults.setdefault(key, default)
         super().add_param_group(param_group)
         try:
-            _check_group(self.param_groups[-1])
+            checks.check_group(self.param_groups[-1])
         except ValueError:
             self.param_groups.pop()
             raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a copy or a pickle; groups of a plain AdamW are not coupled."""
-        super().__setstate__(state)
-        self.defaults.setdefault("coupled", False)
-        for group in self.param_groups:
-            group.setdefault("coupled", False)
+        # Torch makes a tensor of a step count that was saved as a number, and names no device.
+        with torch.device("cpu"):
+            super().__setstate__(state)
+        for options in (self.defaults, *self.param_groups):
+            for key, default in _PLAIN_ADAMW.items():
+                options.setdefault(key, default)
 
     def state_dict(self) -> dict[str, Any]:
         """As in ``torch.optim.AdamW``; process groups, which no file can hold, are left out."""
         state_dict = super().state_dict()
         for group in state_dict["param_groups"]:
             group.pop("process_group", None)
+        if sharding.broadcast_follows():
+            for group in state_dict["param_groups"]:
+                for key in group["params"] if group["coupled"] else ():
+                    if key in state_dict["state"]:
+                        state_dict["state"][key] = _with_whole_moments(state_dict["state"][key])
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -179,26 +210,31 @@ class CoupledAdamW(AdamW):
             state_dict: what ``state_dict()`` returned, with the same groups in the same order.
 
         Raises:
-            ValueError: if groups or shapes do not fit.
+            ValueError: if groups or shapes do not fit, the message says which and, for a
+                vocabulary of another size, what to do. The optimizer is left as it was.
         """
         own = [
-            {key: group[key] for key in ("coupled", "process_group") if key in group}
-            for group in self.param_groups
+            {key: group[key] for key in _OWN_KEYS if key in group} for group in self.param_groups
         ]
         loaded: dict[str, Any] = {}
 
         def remember(_: torch.optim.Optimizer, final: dict[str, Any]) -> None:
             loaded.update(final)
+            # Where the groups do not agree torch refuses them.
+            for group, source in zip(self.param_groups, final["param_groups"], strict=False):
+                for parameter, key in zip(group["params"], source["params"], strict=False):
+                    if final["state"].get(key):
+                        checks.check_loaded(parameter, final["state"][key], group, source)
 
         def convert(_: torch.optim.Optimizer) -> None:
             for group, kept, source in zip(
                 self.param_groups, own, loaded["param_groups"], strict=True
             ):
                 group.update(kept)
-                _check_group(group)
+                checks.check_group(group)
                 for parameter, key in zip(group["params"], source["params"], strict=True):
-                    if key in loaded["state"]:
-                        self._convert_state(parameter, loaded["state"][key], group)
+                    if loaded["state"].get(key):
+                        self._convert_state(parameter, loaded["state"][key], group, source)
 
         # As hooks, so that what other hooks do to the state before and after still counts.
         first = self.register_load_state_dict_pre_hook(remember)
@@ -211,7 +247,11 @@ class CoupledAdamW(AdamW):
 
     @torch.no_grad()
     def _convert_state(
-        self, parameter: Tensor, source: dict[str, Any], group: dict[str, Any]
+        self,
+        parameter: Tensor,
+        loaded: dict[str, Any],
+        group: dict[str, Any],
+        source: dict[str, Any],
     ) -> None:
         state = self.state[parameter]
         if not counts_on_device(group):
@@ -220,8 +260,8 @@ class CoupledAdamW(AdamW):
         for key in ("exp_avg_sq", "max_exp_avg_sq"):
             # Torch shares tensors that need no cast, and would have cast float32 state to a
             # bfloat16 parameter's type: so from the source, and a copy of our own.
-            if key in source and (group["coupled"] or source[key].shape != parameter.shape):
-                state[key] = second_moment_for(source[key], parameter, group)
+            if key in loaded and (group["coupled"] or loaded[key].shape != parameter.shape):
+                state[key] = second_moment_for(loaded[key], parameter, group, source)
 
     @_use_grad_for_differentiable
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -234,51 +274,67 @@ class CoupledAdamW(AdamW):
             What the closure returned, or None.
 
         Raises:
-            RuntimeError: if a group's ``coupled`` changed after its first step, or for a sparse
-                gradient that the group cannot take.
+            RuntimeError: for what the class says; nothing of a coupled group was changed then.
         """
+        getattr(self, _GRAPH_CHECK)()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # Set by hand; GradScaler does both itself for an optimizer like this one.
+        grad_scale, found_inf = (getattr(self, key, None) for key in ("grad_scale", "found_inf"))
+        checks.check_scaling(self.param_groups, grad_scale, found_inf)
+        skipped = found_inf is not None and bool(found_inf)
+        # All of them, so that what is refused is refused before anything moves.
+        present = [(group, list(self._with_gradients(group))) for group in self.param_groups]
         swept = [
-            one for group in self.param_groups if group["coupled"] for one in self._sweep(group)
+            one
+            for group, here in present
+            if group["coupled"]
+            for one in self._sweep(group, here, None if skipped else grad_scale)
         ]
         # The AdamW groups are stepped while the sums of sharded matrices travel.
         reduction = sharding.Reduction(one.sums for one in swept)
-        for group in self.param_groups:
+        for group, here in present:
             if not group["coupled"]:
-                self._plain_step(group)
+                _plain_step(group, here, grad_scale, found_inf)
         reduction.wait()
-        for one in swept:
+        for one in swept if not skipped else ():
             self._coupled_update(one)
         return loss
 
-    def _sweep(self, group: dict[str, Any]) -> Iterator[_Swept]:
+    def _sweep(
+        self, group: dict[str, Any], here: list[_Present], grad_scale: Tensor | None
+    ) -> Iterator[_Swept]:
         """Read the gradients of a coupled group and sum their squares."""
-        _check_group(group)
-        present = {p: (gradient, state) for p, gradient, state in self._with_gradients(group)}
+        present = {p: (gradient, state) for p, gradient, state in here}
         for parameter in group["params"]:
             groups = sharding.row_groups(parameter, group)
-            held, dtype = sharding.local(parameter), state_dtype(parameter)
+            held, dtype = _tokens_first(sharding.local(parameter), group), state_dtype(parameter)
             if parameter in present:
                 gradient, state = present[parameter]
+                moment = _tokens_first(sharding.local(state["exp_avg"]), group)
                 rows = None
                 if gradient.is_sparse:
                     gradient = gradient.coalesce()
                     rows, gradient = gradient.indices()[0], gradient.values()
                 else:
-                    gradient = sharding.local_gradient(gradient, parameter)
-                kernel = None
-                if rows is None:
-                    moment = sharding.local(state["exp_avg"])
-                    kernel = _kernel_for(group, held, gradient, moment)
+                    gradient = _tokens_first(sharding.local_gradient(gradient, parameter), group)
+                    checks.check_parts(
+                        parameter, held, gradient, moment, sharding.local(state["exp_avg_sq"])
+                    )
+                if not torch.compiler.is_compiling():
+                    memory.check(held, gradient, moment)
+                if grad_scale is not None:
+                    # In place, as torch's fused step leaves it.
+                    gradient.div_(grad_scale.to(gradient.device, non_blocking=True))
+                kernel = _kernel_for(group, held, gradient, moment) if rows is None else None
                 total = (
                     kernel.sum_of_squares(gradient)
                     if kernel is not None
                     else _sum_of_squares(gradient, dtype)
                 )
-                sums = sharding.ColumnSums(total, held.shape[0], groups)
+                sums = sharding.ColumnSums(total, held.shape[0], groups, sparse=rows is not None)
                 yield _Swept(group, parameter, sums, gradient, rows, kernel)
             elif groups:
                 # Another process may have a gradient for its rows: these count as zeros then.
@@ -296,16 +352,18 @@ class CoupledAdamW(AdamW):
             self._differentiable_update(swept)
             return
         state, maximize = self.state[parameter], group["maximize"]
-        beta1, beta2 = (float(beta) for beta in group["betas"])
         state["step"] += 1
-        first_moment, second_moment = map(sharding.local, (state["exp_avg"], state["exp_avg_sq"]))
-        second_moment.lerp_(swept.sums.mean(), 1 - beta2)
+        weight, first_moment = (
+            _tokens_first(sharding.local(one), group) for one in (parameter, state["exp_avg"])
+        )
+        second_moment = sharding.local(state["exp_avg_sq"])
+        beta1, beta2 = _betas(group, state["step"])
+        second_moment.lerp_(swept.sums.mean(), _like(1 - beta2, second_moment))
         if group["amsgrad"]:
             largest = sharding.local(state["max_exp_avg_sq"])
             torch.maximum(largest, second_moment, out=largest)
             second_moment = largest
         factor, decay = _factor_and_decay(group, state["step"], second_moment)
-        weight = sharding.local(parameter)
         if swept.kernel is not None:
             swept.kernel.update(
                 weight,
@@ -321,15 +379,16 @@ class CoupledAdamW(AdamW):
             touched = first_moment[swept.rows].lerp_(gradient.to(first_moment.dtype), 1 - beta1)
             first_moment[swept.rows] = touched
             weight[swept.rows] = weight[swept.rows].addcmul_(touched, factor)
-        else:
+        elif not swept.sums.rows_wait():
             if gradient is None:
                 gradient = first_moment.new_zeros(()).expand_as(first_moment)
+            share = _like(1 - beta1, first_moment)
             # In blocks, so that a processor still has the first moment at hand when it is used.
             at_once = _ROWS_AT_ONCE if weight.device.type == "cpu" else max(1, len(weight))
             blocks = (matrix.split(at_once) for matrix in (weight, first_moment, gradient))
             for e, m, g in zip(*blocks, strict=True):
                 g = -g if maximize else g
-                m.lerp_(g.to(m.dtype), 1 - beta1)
+                m.lerp_(g.to(m.dtype), share)
                 # Not a product with 1 - lr * weight_decay: rounded to float32, that factor is off
                 # by the same few parts in 1e8 at every step, and the error adds up.
                 if isinstance(decay, Tensor):
@@ -337,32 +396,74 @@ class CoupledAdamW(AdamW):
                 elif decay != 0:
                     e.add_(e, alpha=decay)
                 e.addcmul_(m, factor)
-        if weight is not parameter or swept.kernel is not None:
+        if sharding.is_dtensor(parameter) or swept.kernel is not None:
             # Autograd watches the parameter and would not notice that its memory was written to.
             torch.autograd.graph.increment_version(parameter)
 
     def _differentiable_update(self, swept: _Swept) -> None:
         """The same with new tensors as state, since the graphs of earlier steps hold the old."""
         group, parameter, state = swept.group, swept.parameter, self.state[swept.parameter]
-        beta1, beta2 = (float(beta) for beta in group["betas"])
-        gradient = -swept.gradient if group["maximize"] else swept.gradient
+        beta1, beta2 = _betas(group, state["step"])
+        gradient = _tokens_first(swept.gradient, group)  # as the parameter lies
+        gradient = -gradient if group["maximize"] else gradient
         state["step"] += 1
-        state["exp_avg"] = state["exp_avg"].lerp(gradient, 1 - beta1)
-        state["exp_avg_sq"] = state["exp_avg_sq"].lerp(swept.sums.mean(), 1 - beta2)
+        state["exp_avg"] = state["exp_avg"].lerp(gradient, _like(1 - beta1, gradient))
         second_moment = state["exp_avg_sq"]
+        second_moment = second_moment.lerp(swept.sums.mean(), _like(1 - beta2, second_moment))
+        state["exp_avg_sq"] = second_moment
         if group["amsgrad"]:
             second_moment = torch.maximum(state["max_exp_avg_sq"], second_moment)
             state["max_exp_avg_sq"] = second_moment
         factor, decay = _factor_and_decay(group, state["step"], second_moment)
+        factor = factor.unsqueeze(group["vocabulary_dim"])
         # A copy, as the derivative by a learning rate needs the parameter as it was.
         parameter.add_(decay * parameter.clone() + factor * state["exp_avg"])
 
-    def _plain_step(self, group: dict[str, Any]) -> None:
-        present = list(self._with_gradients(group))
-        states = [state for _, _, state in present]
+    def _with_gradients(self, group: dict[str, Any]) -> Iterator[_Present]:
+        """The group's parameters that have a gradient, each with its (new or old) state."""
+        checks.check_group(group)
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            checks.check_gradient(parameter, parameter.grad)
+            if parameter.grad.is_sparse:
+                checks.check_sparse(parameter, group)
+            state = self.state[parameter]
+            if not state:
+                checks.check_new(parameter, group)
+                _start_state(state, parameter, group)
+            checks.check_state(parameter, state, group)
+            yield parameter, parameter.grad, state
+
+
+def _with_whole_moments(state: dict[str, Any]) -> dict[str, Any]:
+    """A coupled matrix's state in which its shared moments are plain tensors; a collective."""
+    whole = dict(state)
+    for key in checks.SECOND_MOMENTS:
+        if key in whole and sharding.is_dtensor(whole[key]):
+            whole[key] = whole[key].full_tensor()
+    return whole
+
+
+def _plain_step(
+    group: dict[str, Any],
+    present: list[_Present],
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    """Torch's own step for a group that is not coupled."""
+    parts = {group["fused"]: present}
+    if group["fused"]:
+        parts = {False: [], True: []}
+        for one in present:
+            parts[_may_be_fused(*one)].append(one)
+    for fused, chosen in parts.items():
+        if not chosen:
+            continue
+        states = [state for _, _, state in chosen]
         adamw(
-            [parameter for parameter, _, _ in present],
-            [gradient for _, gradient, _ in present],
+            [parameter for parameter, _, _ in chosen],
+            [gradient for _, gradient, _ in chosen],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else [],
@@ -370,8 +471,10 @@ class CoupledAdamW(AdamW):
             foreach=group["foreach"],
             capturable=group["capturable"],
             differentiable=group["differentiable"],
-            fused=group["fused"],
-            has_complex=any(torch.is_complex(parameter) for parameter, _, _ in present),
+            fused=fused,
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+            has_complex=any(torch.is_complex(parameter) for parameter, _, _ in chosen),
             amsgrad=group["amsgrad"],
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -381,28 +484,49 @@ class CoupledAdamW(AdamW):
             maximize=group["maximize"],
         )
 
-    def _with_gradients(
-        self, group: dict[str, Any]
-    ) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
-        """The group's parameters that have a gradient, each with its (new or old) state."""
-        for parameter in group["params"]:
-            if parameter.grad is None:
-                continue
-            if parameter.grad.is_sparse:
-                _check_sparse(parameter, group)
-            state = self.state[parameter]
-            if not state:
-                _start_state(state, parameter, group)
-            expected = parameter.shape[1:] if group["coupled"] else parameter.shape
-            if state["exp_avg_sq"].shape != expected:
-                raise RuntimeError(
-                    f"the second moment of a parameter of shape {tuple(parameter.shape)} has "
-                    f"shape {tuple(state['exp_avg_sq'].shape)}, but coupled={group['coupled']} "
-                    f"needs {tuple(expected)}: the group's coupling changed after its first step. "
-                    "Make a new CoupledAdamW with the groups as you want them and load the old "
-                    "optimizer's state_dict() into it; that converts the state"
-                )
-            yield parameter, parameter.grad, state
+
+def _may_be_fused(parameter: Tensor, gradient: Tensor, state: dict[str, Any]) -> bool:
+    """Whether torch's fused step, which takes raw pointers, goes where it should."""
+    moments = [state[key] for key in ("exp_avg", *checks.SECOND_MOMENTS) if key in state]
+    tensors = [sharding.local(one) for one in (parameter, gradient, *moments)]
+    memory.check(*tensors)
+    return memory.elements_lie_alike(*tensors)
+
+
+def _tokens_first(matrix: Tensor, group: dict[str, Any]) -> Tensor:
+    """A matrix of a coupled group as [tokens, width]: itself or a view of it, and back again."""
+    return matrix if group["vocabulary_dim"] == 0 else matrix.T
+
+
+def _is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor only stands for one, as in torch's estimates of memory."""
+    return isinstance(tensor, FakeTensor)
+
+
+def _stays_a_tensor(group: dict[str, Any], step: Tensor) -> bool:
+    """Whether what changes from step to step may not be read as a number.
+
+    A graph would repeat the number at each replay, a compiler would make it a constant and compile
+    anew at each step, and a FakeTensor has none.
+    """
+    return bool(group["capturable"]) or torch.compiler.is_compiling() or _is_fake(step)
+
+
+def _betas(group: dict[str, Any], step: Tensor) -> tuple[float | Tensor, float | Tensor]:
+    """The decay rates, as numbers unless that would ask a device or lose their derivatives."""
+    if group["differentiable"] or _stays_a_tensor(group, step):
+        first, second = (
+            beta.reshape(()) if isinstance(beta, Tensor) else beta for beta in group["betas"]
+        )
+        return first, second
+    return float(group["betas"][0]), float(group["betas"][1])
+
+
+def _like(number: float | Tensor, tensor: Tensor) -> float | Tensor:
+    """A number as it is, or if it is a tensor on the device and of the type of another one."""
+    if isinstance(number, Tensor):
+        return number.to(tensor.device, tensor.dtype, non_blocking=True)
+    return number
 
 
 def _factor_and_decay(
@@ -414,9 +538,9 @@ def _factor_and_decay(
     changes from step to step stays on the device.
     """
     lr = group["lr"]
-    beta1, beta2 = (float(beta) for beta in group["betas"])
-    if group["capturable"]:
-        number: float | Tensor = step.to(second_moment.dtype)
+    beta1, beta2 = (_like(beta, second_moment) for beta in _betas(group, step))
+    if _stays_a_tensor(group, step):
+        number: float | Tensor = _like(step, second_moment)
         lr = lr.to(second_moment.dtype) if isinstance(lr, Tensor) else lr
     else:
         number = step.item()
@@ -429,24 +553,27 @@ def _factor_and_decay(
     return factor, -lr * weight_decay if weight_decay != 0 else 0.0
 
 
-def _bias_correction(beta: float, step: float | Tensor) -> float | Tensor:
+def _bias_correction(beta: float | Tensor, step: float | Tensor) -> float | Tensor:
     """``1 - beta**step``; for a tensor without the cancellation that float32 would suffer."""
-    if not isinstance(step, Tensor):
+    if not isinstance(beta, Tensor) and not isinstance(step, Tensor):
         return 1 - beta**step
+    if isinstance(beta, Tensor):
+        return -torch.expm1(step * torch.log(beta))
     return -torch.expm1(step * (math.log(beta) if beta > 0 else -math.inf))
 
 
 def _start_state(state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> None:
     # Never the parameter's type: a bfloat16 counter would stop at 256.
     counter_dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-    state["step"] = torch.zeros(
-        (),
+    # From a number, not by torch.zeros: a FakeTensor can be read back then, as torch's own can.
+    state["step"] = torch.tensor(
+        0.0,
         dtype=torch.float32 if group["fused"] else counter_dtype,
         device=parameter.device if counts_on_device(group) else "cpu",
     )
     state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
     if group["coupled"]:
-        second_moment = sharding.column_zeros(parameter, state_dtype(parameter))
+        second_moment = sharding.column_zeros(parameter, state_dtype(parameter), group)
     else:
         second_moment = torch.zeros_like(parameter, memory_format=torch.preserve_format)
     state["exp_avg_sq"] = second_moment
@@ -466,6 +593,8 @@ def _kernel_for(group: dict[str, Any], *matrices: Tensor) -> ModuleType | None:
         from coupled_adam.optim import native as module
     else:
         return None
+    if isinstance(group["betas"][0], Tensor) and group["capturable"]:
+        return None  # the kernels take it as a number
     return module if module.fits(*matrices) else None
 
 
@@ -476,79 +605,9 @@ def _has_triton() -> bool:
 
 def _sum_of_squares(gradient: Tensor, dtype: torch.dtype) -> Tensor:
     """The sum over the rows of the squared gradient, shape [H], without a full-size temporary."""
-    rows, columns = min(_ROWS_AT_ONCE, len(gradient)), gradient.shape[1]
     # Block upon block first, so that each core of a processor adds to its own part; summing every
-    # block by columns would send the squares from core to core.
-    total = torch.zeros(rows, columns, dtype=dtype, device=gradient.device)
+    # block by columns would send the squares from core to core. It lies in memory as a block does.
+    total = torch.zeros_like(gradient[:_ROWS_AT_ONCE], dtype=dtype)
     for block in gradient.split(_ROWS_AT_ONCE):
         total[: len(block)].addcmul_(block, block)
     return total.sum(0)
-
-
-def _check_sparse(parameter: Tensor, group: dict[str, Any]) -> None:
-    """Refuse a sparse gradient for which lazy Coupled Adam is not defined."""
-    shape = tuple(parameter.shape)
-    if not group["coupled"]:
-        raise RuntimeError(
-            f"a parameter of shape {shape} has a sparse gradient, which only coupled groups can "
-            "take: put the embedding into a group with coupled=True, or build it with "
-            "nn.Embedding(..., sparse=False)"
-        )
-    if parameter.grad.sparse_dim() != 1:
-        raise RuntimeError(
-            f"the gradient of a parameter of shape {shape} is sparse in both dimensions; only "
-            "whole rows may be missing, as in the gradients of nn.Embedding(..., sparse=True)"
-        )
-    for option in ("capturable", "differentiable"):
-        if group[option]:
-            raise RuntimeError(
-                f"a parameter of shape {shape} has a sparse gradient, and {option}=True: which "
-                f"rows are stepped depends on the batch, so use {option}=False, or build the "
-                "embedding with sparse=False"
-            )
-    if group["weight_decay"] != 0:
-        raise RuntimeError(
-            f"a parameter of shape {shape} has a sparse gradient, and weight_decay="
-            f"{group['weight_decay']}: a lazy step would decay rows only when they occur, so set "
-            "weight_decay=0.0 for its group"
-        )
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    """Refuse a coupled group that cannot be coupled correctly."""
-    if not group["coupled"]:
-        return
-    if not group["params"]:
-        raise ValueError(
-            "a coupled group holds no parameters, so nothing would be coupled: pass the embedding "
-            "matrix, or leave the group out"
-        )
-    for parameter in group["params"]:
-        shape = tuple(parameter.shape)
-        if group["differentiable"] and (sharding.is_dtensor(parameter) or "process_group" in group):
-            raise ValueError(
-                f"a coupled group with differentiable=True got a matrix of shape {shape} that is "
-                "spread over processes; the sum over them has no derivative here: pass the whole "
-                "matrix as a plain tensor"
-            )
-        if parameter.dim() != 2:
-            raise ValueError(
-                f"a coupled group got a parameter of shape {shape}; a mean over the vocabulary "
-                "needs a matrix of shape [tokens, width]: put vectors and other shapes in a group "
-                "of their own without coupled=True (a flat parameter of FSDP1 cannot be coupled: "
-                "shard with torch.distributed.fsdp.fully_shard)"
-            )
-        sharding.check(parameter, group)
-        # A row shard can be as small as nothing.
-        if (shape[0] < 2 and "process_group" not in group) or shape[1] < 1:
-            raise ValueError(
-                f"a coupled group got a matrix of shape {shape}; with fewer than two rows there "
-                "is nothing to share: pass the whole embedding matrix"
-            )
-        if not parameter.is_floating_point():
-            raise ValueError(
-                f"a coupled group got a {parameter.dtype} matrix of shape {shape}; only real "
-                "floating-point embeddings can be coupled"
-            )
-        if parameter.layout != torch.strided:
-            raise ValueError(f"a coupled group got a {parameter.layout} matrix; make it dense")

@@ -1,8 +1,14 @@
 """The coupled step on a CPU in two sweeps, in C that is compiled when it is first needed.
 
-The compiler takes a fraction of a second. What it makes is used by this process only and kept
-nowhere, so that it always fits the processor. Where there is no compiler, or it fails, nothing
-``fits``, and the optimizer uses PyTorch's operations.
+The compiler takes a fraction of a second. What it makes is tried in another process, used by this
+one only and kept nowhere, so that it always fits the processor. Where there is no compiler, or what
+it makes cannot be used, nothing ``fits`` and the optimizer uses PyTorch's operations;
+``unavailable`` says why.
+
+After each of its operations PyTorch lets the threads of its OpenMP team spin for some milliseconds.
+Threads of our own would have to share the cores with them (a step took 1.2 to 1.6 times as long),
+so a sweep runs in that team if it can be joined: by a function pointer into the runtime that
+PyTorch has loaded, never by a runtime of our own.
 """
 
 from __future__ import annotations
@@ -10,40 +16,48 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from coupled_adam.optim import compiler, memory, openmp
+
 _SOURCE = Path(__file__).with_name("step.c")
-_FLAGS = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
-# Rows that one thread works on at a time. As the sum over the rows is made tile by tile, the number
-# of threads does not change it.
-_ROWS = 4096
+_FLAGS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
+# A matrix is cut into some multiple of so many tiles, for equal shares, of about so many rows.
+_EQUAL, _ROWS = 8, 512
 # Elements below which it does not pay to wake other threads.
 _WORTH_SHARING = 1 << 18
+
+#: How the last sweep of this process was run, in words; for those who measure.
+last_run = ""
+
+
+class _Sweep(ctypes.Structure):
+    """``sweep`` in step.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("parameter", "gradient", "first_moment")),
+        *((name, ctypes.c_void_p) for name in ("factor", "totals", "sums")),
+        *((name, ctypes.c_int64) for name in ("rows", "columns")),
+        *((f"{name}_stride", ctypes.c_int64) for name in ("parameter", "gradient", "moment")),
+        *((name, ctypes.c_int64) for name in ("tiles", "shares")),
+        ("taken", ctypes.c_void_p),
+        ("done", ctypes.c_int64),
+        *((name, ctypes.c_float) for name in ("sign", "weight", "decay")),
+    )
 
 
 def fits(parameter: Tensor, gradient: Tensor, first_moment: Tensor) -> bool:
     """Whether the sweeps can step these: dense matrices of one type with whole rows, compiled."""
-    matrices = (parameter, gradient, first_moment)
-    return (
-        all(
-            type(one) in (Tensor, torch.nn.Parameter)
-            and one.layout == torch.strided
-            and one.dtype == parameter.dtype
-            and one.stride(1) == 1
-            for one in matrices
-        )
-        and parameter.dtype in _FLAGS
-        and _library(parameter.dtype) is not None
-    )
+    return _alike(parameter, gradient, first_moment) and _compiled(parameter.dtype)[0] is not None
+
+
+def unavailable(dtype: torch.dtype) -> str:
+    """Why there are no sweeps for a type on this machine; empty if there are."""
+    return "" if dtype not in _FLAGS else _compiled(dtype)[1]
 
 
 def sum_of_squares(gradient: Tensor) -> Tensor:
@@ -54,26 +68,20 @@ def sum_of_squares(gradient: Tensor) -> Tensor:
 
     Returns:
         float32, shape [H]; the same bits for the same gradient, on any number of threads.
+
+    Raises:
+        ValueError: if the gradient is not as ``fits`` asks.
+        RuntimeError: if its memory was freed, or there are no sweeps for its type.
     """
-    rows, columns = gradient.shape
-    library, size = _library(gradient.dtype), gradient.element_size()
-    tiles = -(-rows // _ROWS)
-    totals = torch.empty(tiles, columns, dtype=torch.float64)
-    parts = torch.empty(tiles, columns, dtype=torch.float32)
-
-    def tile(number: int) -> None:
-        first = number * _ROWS
-        library.sum_of_squares(
-            gradient.data_ptr() + first * gradient.stride(0) * size,
-            min(_ROWS, rows - first),
-            columns,
-            gradient.stride(0),
-            parts[number].data_ptr(),
-            totals[number].data_ptr(),
-        )
-
-    _for_each(tile, tiles, gradient.numel())
-    return totals.sum(0).float()
+    _check(gradient=gradient)
+    columns = gradient.shape[1]
+    sweep = _sweep(gradient)
+    totals = torch.empty(sweep.tiles, columns, dtype=torch.float64, device="cpu")
+    sums = torch.zeros(columns, dtype=torch.float32, device="cpu")
+    sweep.totals, sweep.sums = totals.data_ptr(), sums.data_ptr()
+    if gradient.numel():
+        _run(sweep, gradient.dtype, gradient, totals, sums)
+    return sums
 
 
 def update(
@@ -98,37 +106,106 @@ def update(
         weight: 1 - beta1.
         decay: minus learning rate times weight decay.
         maximize: whether the gradient is taken with the opposite sign.
+
+    Raises:
+        ValueError: if the matrices are not as ``fits`` asks or differ in shape, or the factor is
+            of another shape or type; then nothing was written.
+        RuntimeError: if their memory was freed, or there are no sweeps for their type.
     """
-    rows, columns = parameter.shape
-    matrices = (parameter, gradient, first_moment)
-    library, size = _library(parameter.dtype), parameter.element_size()
-    factor, decay = factor.contiguous(), float(decay)
-
-    def tile(number: int) -> None:
-        first = number * _ROWS
-        library.update(
-            *(one.data_ptr() + first * one.stride(0) * size for one in matrices),
-            factor.data_ptr(),
-            min(_ROWS, rows - first),
-            columns,
-            *(one.stride(0) for one in matrices),
-            -1.0 if maximize else 1.0,
-            weight,
-            decay,
+    _check(parameter=parameter, gradient=gradient, first_moment=first_moment)
+    if factor.shape != parameter.shape[1:] or factor.dtype != torch.float32:
+        raise ValueError(
+            f"factor has shape {tuple(factor.shape)} and type {factor.dtype}; it takes "
+            f"{parameter.shape[1]} numbers of torch.float32, one for each column"
         )
-
-    _for_each(tile, -(-rows // _ROWS), parameter.numel())
-
-
-def _for_each(tile: Callable[[int], None], tiles: int, elements: int) -> None:
-    threads = min(torch.get_num_threads(), tiles) if elements > _WORTH_SHARING else 1
-    if threads == 1:
-        for number in range(tiles):
-            tile(number)
+    if factor.device.type != "cpu":
+        raise ValueError(f"factor is on {factor.device}; it has to be on the cpu")
+    if parameter.numel() == 0:
         return
-    # Python's lock is open while C is running, so that threads of Python are enough.
-    for _ in _pool(threads, os.getpid()).map(tile, range(tiles)):
-        pass
+    factor = factor.contiguous()
+    sweep = _sweep(gradient)
+    sweep.parameter, sweep.first_moment = parameter.data_ptr(), first_moment.data_ptr()
+    sweep.parameter_stride, sweep.moment_stride = parameter.stride(0), first_moment.stride(0)
+    sweep.factor = factor.data_ptr()
+    sweep.sign, sweep.weight, sweep.decay = (-1.0 if maximize else 1.0), weight, float(decay)
+    _run(sweep, parameter.dtype, parameter, gradient, first_moment, factor)
+
+
+def _alike(*matrices: Tensor) -> bool:
+    dtypes = {one.dtype for one in matrices}
+    return (
+        memory.rows_lie_alike(*matrices)
+        and len(dtypes) == 1
+        and dtypes <= _FLAGS.keys()
+        and matrices[0].device.type == "cpu"
+    )
+
+
+def _check(**matrices: Tensor) -> None:
+    """Refuse what C would read or write at places that do not belong to the matrices.
+
+    A vocabulary that had grown under its optimizer once made the step write into foreign memory.
+    """
+    if not _alike(*matrices.values()):
+        given = "; ".join(
+            f"{name} is a {type(one).__name__} of shape {tuple(one.shape)}, {one.dtype}, on "
+            f"{one.device}" + (f", strides {one.stride()}" if one.layout == torch.strided else "")
+            for name, one in matrices.items()
+        )
+        raise ValueError(
+            "the sweeps take dense matrices of one shape and one type, torch.float32 or "
+            f"torch.bfloat16, on the CPU, with whole rows that do not overlap: {given}"
+        )
+    memory.check(*matrices.values())
+
+
+def _sweep(gradient: Tensor) -> _Sweep:
+    rows, columns = gradient.shape
+    # The same for any number of threads, so that the sums are the same to the bit.
+    tiles = _EQUAL * -(-rows // (_EQUAL * _ROWS))
+    return _Sweep(
+        gradient=gradient.data_ptr(),
+        gradient_stride=gradient.stride(0),
+        rows=rows,
+        columns=columns,
+        tiles=tiles,
+    )
+
+
+def _run(sweep: _Sweep, dtype: torch.dtype, *used: Tensor) -> None:
+    """Run a sweep to its end; whatever happens meanwhile, nothing is read or written afterwards."""
+    global last_run
+    library, wrong = _compiled(dtype)
+    if library is None:
+        raise RuntimeError(f"there are no sweeps for {dtype} on this machine: {wrong}")
+    threads = torch.get_num_threads() if sweep.rows * sweep.columns > _WORTH_SHARING else 1
+    sweep.shares = threads
+    taken = (ctypes.c_int64 * threads)()
+    sweep.taken = ctypes.addressof(taken)
+    if threads == 1:
+        library.lead(ctypes.byref(sweep))
+        last_run = "C, on one thread"
+        return
+    team, why_not = openmp.team()
+    if team is not None:
+        library.lead_team(ctypes.byref(sweep), *team, threads)
+        last_run = f"C, in torch's OpenMP team of {threads} threads"
+        return
+
+    # Python's lock is open while C is running, so that threads of Python are enough. They hold on
+    # to what they use, as one that comes late still looks into the sweep.
+    def join(member: int, *_: object) -> None:
+        library.take_part(ctypes.byref(sweep), member)
+
+    try:
+        pool = _pool(threads - 1, os.getpid())
+        for member in range(1, threads):
+            pool.submit(join, member, taken, used)
+    except RuntimeError:
+        pass  # no new threads, as after the end of the main thread: those that there are do it all
+    finally:
+        library.lead(ctypes.byref(sweep))
+    last_run = f"C, on {threads} threads of its own ({why_not})"
 
 
 @functools.lru_cache(maxsize=1)
@@ -138,27 +215,14 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
 
 
 @functools.cache
-def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The compiled sweeps for a type; None where they cannot be compiled."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None or sys.platform == "win32":
-        return None
-    with tempfile.TemporaryDirectory(prefix="coupled-adam-") as folder:
-        made = Path(folder) / "step.so"
-        command = [compiler, "-O3", "-shared", "-fPIC", *_FLAGS[dtype], str(_SOURCE), "-o", made]
-        # Not every compiler knows the processor that it runs on by this name.
-        for flags in (["-march=native"], []):
-            try:
-                done = subprocess.run([*command, *flags], capture_output=True, check=False)
-            except OSError:
-                return None
-            if done.returncode == 0:
-                break
-        else:
-            return None
-        library = ctypes.CDLL(str(made))
-    pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-    library.sum_of_squares.argtypes = [pointer, *[count] * 3, pointer, pointer]
-    library.update.argtypes = [*[pointer] * 4, *[count] * 5, *[number] * 3]
-    library.sum_of_squares.restype = library.update.restype = None
-    return library
+def _compiled(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
+    """The compiled sweeps for a type; None, and why, where they cannot be had."""
+    library, wrong = compiler.shared_library(_SOURCE, _FLAGS[dtype])
+    if library is not None:
+        pointer = ctypes.c_void_p
+        library.take_part.argtypes = [pointer, ctypes.c_int64]
+        library.lead.argtypes = [pointer]
+        library.lead_team.argtypes = [pointer, pointer, pointer, ctypes.c_int]
+        for function in (library.take_part, library.lead, library.lead_team):
+            function.restype = None
+    return library, wrong

@@ -15,9 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Work
+
+
+# What travels with the sums of a matrix: rows, gradients, sparse gradients.
+_COUNTS = 3
 
 
 @dataclass
@@ -29,14 +34,18 @@ class ColumnSums:
         rows: number of rows that were summed.
         groups: the process groups that share out the rows; none if all rows are here.
         has_gradient: whether this process had a gradient to sum.
+        sparse: whether that was a sparse one.
         gradients: number of processes that had one; known after the reduction.
+        sparse_gradients: number of processes that had a sparse one; likewise.
     """
 
     total: Tensor
     rows: int | Tensor
     groups: tuple[ProcessGroup, ...]
     has_gradient: bool = True
+    sparse: bool = False
     gradients: Tensor | None = None
+    sparse_gradients: Tensor | None = None
 
     def mean(self) -> Tensor:
         """The mean over the rows, shape [columns of this process]."""
@@ -45,6 +54,15 @@ class ColumnSums:
     def gradient_anywhere(self) -> bool:
         """Whether any process had a gradient; reads the device only where this one had none."""
         return self.has_gradient or (self.gradients is not None and self.gradients.item() > 0)
+
+    def rows_wait(self) -> bool:
+        """Whether the rows of a process without a gradient are absent, and not zeros.
+
+        Where the others had sparse gradients: all rows of this process are missing from the batch.
+        """
+        if self.has_gradient or self.gradients is None or self.sparse_gradients is None:
+            return False
+        return bool(self.gradients == self.sparse_gradients)
 
 
 class Reduction:
@@ -66,20 +84,22 @@ class Reduction:
         """Fill in the sums over all processes."""
         for work, buffer, entries in self._running:
             work.wait()
-            parts = buffer.split([len(entry.total) + 2 for entry in entries])
+            parts = buffer.split([len(entry.total) + _COUNTS for entry in entries])
             for entry, part in zip(entries, parts, strict=True):
-                entry.total, entry.rows, entry.gradients = part[:-2], part[-2], part[-1]
+                entry.total = part[:-_COUNTS]
+                entry.rows, entry.gradients, entry.sparse_gradients = part[-_COUNTS:]
 
 
 def _start(entries: list[ColumnSums]) -> tuple[Work, Tensor]:
     first = entries[0]
-    buffer = first.total.new_empty(sum(len(entry.total) + 2 for entry in entries))
-    parts = buffer.split([len(entry.total) + 2 for entry in entries])
+    buffer = first.total.new_empty(sum(len(entry.total) + _COUNTS for entry in entries))
+    parts = buffer.split([len(entry.total) + _COUNTS for entry in entries])
     for entry, part in zip(entries, parts, strict=True):
-        part[:-2] = entry.total
-        # Rows and gradients are counted along: no further collective, no count to be remembered.
-        part[-2] = entry.rows
-        part[-1] = float(entry.has_gradient)
+        part[:-_COUNTS] = entry.total
+        # Counted along: no further collective, no count to be remembered.
+        part[-3] = entry.rows
+        part[-2] = float(entry.has_gradient)
+        part[-1] = float(entry.sparse)
     *inner, last = first.groups
     for group in inner:
         torch.distributed.all_reduce(buffer, group=group)
@@ -96,7 +116,8 @@ def check(parameter: Tensor, group: dict[str, Any]) -> None:
     shape = tuple(parameter.shape)
     with torch.no_grad():
         kind = type(local(parameter))
-    if kind not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
+    # A FakeTensor stands for a plain one where memory is estimated.
+    if kind not in (Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor):
         name = f"DTensor of {kind.__name__}" if is_dtensor(parameter) else kind.__name__
         raise ValueError(
             f"a coupled group got a {name} of shape {shape}; only plain dense tensors and DTensors "
@@ -145,7 +166,7 @@ def row_groups(parameter: Tensor, group: dict[str, Any]) -> tuple[ProcessGroup, 
     spread = [
         axis
         for axis, placement in enumerate(parameter.placements)
-        if not placement.is_replicate() and placement.dim == 0
+        if not placement.is_replicate() and placement.dim == group["vocabulary_dim"]
     ]
     if len(spread) > 1 and len(spread) == mesh.ndim:
         world = torch.distributed.group.WORLD
@@ -175,41 +196,94 @@ def local_gradient(gradient: Tensor, parameter: Tensor) -> Tensor:
     return local(gradient)
 
 
-def column_zeros(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+def column_zeros(parameter: Tensor, dtype: torch.dtype, group: dict[str, Any]) -> Tensor:
     """A zero for each column of a matrix, shape [H]; a DTensor placed like the columns of one."""
-    columns = local(parameter).shape[1]
-    return _as_columns(torch.zeros(columns, dtype=dtype, device=parameter.device), parameter)
+    axis = 1 - group["vocabulary_dim"]
+    zeros = torch.zeros(local(parameter).shape[axis], dtype=dtype, device=parameter.device)
+    return _as_columns(zeros, parameter, axis)
 
 
-def mean_of_rows(matrix: Tensor, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-    """The mean over all rows of a matrix that is placed like a parameter; a collective if sharded.
+def mean_over_tokens(matrix: Tensor, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+    """The mean over all tokens of a matrix that is placed like a parameter.
+
+    A collective if they are sharded.
 
     Returns:
         Shape [H], placed like ``column_zeros``.
     """
-    groups = row_groups(parameter, group)
+    groups, axis = row_groups(parameter, group), group["vocabulary_dim"]
     if not groups and not is_dtensor(parameter):
-        return matrix.mean(0)
+        return matrix.mean(axis)
     matrix = local_gradient(matrix, parameter)
-    sums = ColumnSums(matrix.sum(0), matrix.shape[0], groups)
+    sums = ColumnSums(matrix.sum(axis), matrix.shape[axis], groups)
     Reduction([sums]).wait()
-    return _as_columns(sums.mean(), parameter)
+    return _as_columns(sums.mean(), parameter, 1 - axis)
 
 
-def matrix_of_rows(row: Tensor, parameter: Tensor) -> Tensor:
-    """A matrix placed like a parameter, and of its type, every row of which is the given one."""
+def placed(whole: Tensor, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+    """A whole vector [H] that every process has, placed like ``column_zeros``."""
+    if not is_dtensor(parameter):
+        return whole
+    module = sys.modules["torch.distributed.tensor"]
+    mesh = parameter.device_mesh
+    like = column_zeros(parameter, whole.dtype, group)
+    everywhere = module.DTensor.from_local(
+        whole, mesh, [module.Replicate()] * mesh.ndim, run_check=False
+    )
+    return everywhere.redistribute(placements=like.placements)
+
+
+def broadcast_follows() -> bool:
+    """Whether torch asks for a state only to put in its place what rank 0 broadcasts.
+
+    With ``StateDictOptions(broadcast_from_rank0=True)`` torch cuts each tensor that arrives as the
+    one that it replaces is placed. An AdamW's second moment, V x H, does not go into a vector's
+    place like that, and torch fails on all processes before this library hears of it. What is not
+    a DTensor it replaces as a whole: so this is the one moment at which the state must not be one,
+    and the only sign of it is who calls.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if (
+            frame.f_code.co_name == "_load_optim_state_dict"
+            and frame.f_globals.get("__name__") == "torch.distributed.checkpoint.state_dict"
+        ):
+            return bool(getattr(frame.f_locals.get("info"), "broadcast_from_rank0", False))
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def several_processes() -> bool:
+    """Whether this process is one of several that train together."""
+    distributed = torch.distributed
+    return (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )
+
+
+def matrix_of(vector: Tensor, parameter: Tensor, vocabulary_dim: int) -> Tensor:
+    """A matrix placed like a parameter, and of its type, that has the given vector for each token.
+
+    Args:
+        vector: shape [H], placed like ``column_zeros``.
+        parameter: shape [V, H], or [H, V] with a ``vocabulary_dim`` of 1.
+        vocabulary_dim: the dimension that counts the tokens.
+    """
     matrix = torch.empty_like(parameter, memory_format=torch.contiguous_format)
-    local(matrix).copy_(local(row).expand_as(local(matrix)))
+    local(matrix).copy_(local(vector).unsqueeze(vocabulary_dim).expand_as(local(matrix)))
     return matrix
 
 
-def _as_columns(vector: Tensor, parameter: Tensor) -> Tensor:
+def _as_columns(vector: Tensor, parameter: Tensor, axis: int) -> Tensor:
+    """One number for each index of an axis, spread over processes as that axis is."""
     if not is_dtensor(parameter):
         return vector
     module = sys.modules["torch.distributed.tensor"]
     placements = []
     for placement in parameter.placements:
-        if placement.is_replicate() or placement.dim == 0:
+        if placement.is_replicate() or placement.dim != axis:
             placements.append(module.Replicate())
         elif hasattr(placement, "split_factor"):
             placements.append(type(placement)(0, split_factor=placement.split_factor))
@@ -220,6 +294,6 @@ def _as_columns(vector: Tensor, parameter: Tensor) -> Tensor:
         parameter.device_mesh,
         placements,
         run_check=False,
-        shape=parameter.shape[1:],
+        shape=parameter.shape[axis : axis + 1],
         stride=(1,),
     )

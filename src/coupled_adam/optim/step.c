@@ -1,8 +1,13 @@
 /* The two sweeps of a coupled step on a CPU, for float or, with BFLOAT16 defined, bfloat16.
 
-   native.py compiles this file and says what the functions are for. Sums over rows are kept column
-   by column, so that the compiler can use vector instructions without changing the arithmetic. */
+   native.py compiles this file and says what the sweeps are for. A matrix is cut into tiles, blocks
+   of whole rows whose number depends on the matrix alone. Threads share out the tiles, and sums are
+   made tile by tile, so that the number of threads does not change a bit of the result. Sums over
+   rows are kept column by column, so that the compiler can use vector instructions without changing
+   the arithmetic. */
 
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -30,27 +35,49 @@ static inline float load(element x) { return x; }
 static inline element store(float value) { return value; }
 #endif
 
-/* Rows that are read at once, from four places far apart: a single stream does not keep a
-   processor's memory busy. */
+/* One sweep over a matrix of rows x columns; _Sweep in native.py is its twin. Strides are in
+   elements, from row to row. */
+typedef struct {
+    element *parameter; /* NULL in the sweep that sums squares */
+    const element *gradient;
+    element *first_moment;
+    const float *factor; /* of each column */
+    double *totals;      /* tiles x columns */
+    float *sums;         /* of each column */
+    int64_t rows, columns, parameter_stride, gradient_stride, moment_stride;
+    int64_t tiles, shares;
+    atomic_int_least64_t *taken; /* tiles of each share that a thread has taken */
+    atomic_int_least64_t done;   /* tiles that are finished */
+    float sign, weight, decay;
+} sweep;
+
+/* Places of a tile, far apart, that are read at once: a single stream does not keep a processor's
+   memory busy, least of all where a page ends. */
 #define STREAMS 4
+#define HALVES 2
 /* Rows of each stream whose squares are added in single precision before they go into the total. */
 #define AT_ONCE 64
-/* Elements of a cache line, and how many lines ahead each stream is asked for. */
+/* Columns whose sums are kept on the stack. */
+#define BLOCK 1024
+/* Elements of a cache line, and how many lines ahead each stream is asked for: into the second
+   cache, which can wait for more lines at a time than the first. */
 #define LINE (64 / (int64_t)sizeof(element))
-#define AHEAD 4
+#define AHEAD 16
 
 #if defined(__GNUC__)
-#define ASK_FOR(address) __builtin_prefetch(address)
+#define ASK_FOR(address) __builtin_prefetch(address, 0, 2)
 #else
 #define ASK_FOR(address)
 #endif
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static void add_squares(const element *restrict a, const element *restrict b,
                         const element *restrict c, const element *restrict d, int64_t rows,
                         int64_t columns, int64_t stride, float *restrict part) {
     for (int64_t row = 0; row < rows; row++, a += stride, b += stride, c += stride, d += stride)
         for (int64_t line = 0; line < columns; line += LINE) {
-            int64_t ahead = line + AHEAD * LINE, end = line + LINE < columns ? line + LINE : columns;
+            int64_t ahead = line + AHEAD * LINE, end = least(line + LINE, columns);
             ASK_FOR(a + ahead);
             ASK_FOR(b + ahead);
             ASK_FOR(c + ahead);
@@ -62,16 +89,17 @@ static void add_squares(const element *restrict a, const element *restrict b,
         }
 }
 
-/* total[k] = sum over the rows of gradient[row][k] squared; part: room for as many floats. */
-void sum_of_squares(const element *gradient, int64_t rows, int64_t columns, int64_t stride,
-                    float *restrict part, double *restrict total) {
+/* total[k] = sum over the rows of gradient[row][k] squared, for at most BLOCK columns. */
+static void sum_block(const element *gradient, int64_t rows, int64_t columns, int64_t stride,
+                      double *restrict total) {
+    float part[BLOCK];
     int64_t each = rows / STREAMS, apart = each * stride;
     memset(total, 0, columns * sizeof *total);
     for (int64_t first = 0; first < each; first += AT_ONCE) {
-        int64_t count = each - first < AT_ONCE ? each - first : AT_ONCE;
         const element *a = gradient + first * stride;
         memset(part, 0, columns * sizeof *part);
-        add_squares(a, a + apart, a + 2 * apart, a + 3 * apart, count, columns, stride, part);
+        add_squares(a, a + apart, a + 2 * apart, a + 3 * apart, least(AT_ONCE, each - first),
+                    columns, stride, part);
         for (int64_t k = 0; k < columns; k++) total[k] += part[k];
     }
     for (int64_t row = STREAMS * each; row < rows; row++)
@@ -82,18 +110,120 @@ void sum_of_squares(const element *gradient, int64_t rows, int64_t columns, int6
 }
 
 /* m += weight * (sign * g - m); p += decay * p + factor * m. */
-void update(element *parameter, const element *gradient, element *first_moment,
-            const float *restrict factor, int64_t rows, int64_t columns, int64_t parameter_stride,
-            int64_t gradient_stride, int64_t moment_stride, float sign, float weight, float decay) {
-    for (int64_t row = 0; row < rows; row++) {
-        element *restrict p = parameter + row * parameter_stride;
-        const element *restrict g = gradient + row * gradient_stride;
-        element *restrict m = first_moment + row * moment_stride;
-        for (int64_t k = 0; k < columns; k++) {
+static void update_row(element *restrict p, const element *restrict g, element *restrict m,
+                       const float *restrict factor, int64_t columns, float sign, float weight,
+                       float decay) {
+    for (int64_t line = 0; line < columns; line += LINE) {
+        int64_t ahead = line + AHEAD * LINE, end = least(line + LINE, columns);
+        ASK_FOR(p + ahead);
+        ASK_FOR(g + ahead);
+        ASK_FOR(m + ahead);
+        for (int64_t k = line; k < end; k++) {
             float before = load(p[k]), moment = load(m[k]);
             moment += weight * (sign * load(g[k]) - moment);
             m[k] = store(moment);
             p[k] = store(before + (decay * before + factor[k] * moment));
         }
     }
+}
+
+static void update_at(const sweep *all, int64_t row) {
+    update_row(all->parameter + row * all->parameter_stride,
+               all->gradient + row * all->gradient_stride,
+               all->first_moment + row * all->moment_stride, all->factor, all->columns, all->sign,
+               all->weight, all->decay);
+}
+
+static void do_tile(const sweep *all, int64_t tile) {
+    int64_t first = all->rows * tile / all->tiles, last = all->rows * (tile + 1) / all->tiles;
+    if (all->parameter == NULL) {
+        for (int64_t column = 0; column < all->columns; column += BLOCK)
+            sum_block(all->gradient + first * all->gradient_stride + column, last - first,
+                      least(BLOCK, all->columns - column), all->gradient_stride,
+                      all->totals + tile * all->columns + column);
+        return;
+    }
+    int64_t half = (last - first) / HALVES;
+    for (int64_t row = first; row < first + half; row++) {
+        update_at(all, row);
+        update_at(all, row + half);
+    }
+    for (int64_t row = first + HALVES * half; row < last; row++) update_at(all, row);
+}
+
+/* One thread's part in a sweep: its own share of the tiles, then what is left of the others', so
+   that none waits long for one that the system has put aside. A thread that comes too late finds
+   nothing left, and touches no matrix. */
+void take_part(sweep *all, int64_t member) {
+    for (int64_t k = 0; k < all->shares; k++) {
+        int64_t share = (member + k) % all->shares;
+        int64_t first = all->tiles * share / all->shares;
+        int64_t last = all->tiles * (share + 1) / all->shares;
+        for (;;) {
+            int64_t taken = atomic_fetch_add(&all->taken[share], 1);
+            if (taken >= last - first) break;
+            /* Backwards in the update: the rows whose squares were summed last are still at hand. */
+            do_tile(all, all->parameter == NULL ? first + taken : last - 1 - taken);
+            atomic_fetch_add(&all->done, 1);
+        }
+    }
+}
+
+/* The part of the thread that asked for the sweep; back when all of it is done. */
+void lead(sweep *all) {
+    take_part(all, 0);
+    while (atomic_load(&all->done) < all->tiles) sched_yield();
+    if (all->parameter != NULL) return;
+    for (int64_t k = 0; k < all->columns; k++) {
+        double sum = 0;
+        for (int64_t tile = 0; tile < all->tiles; tile++)
+            sum += all->totals[tile * all->columns + k];
+        all->sums[k] = (float)sum;
+    }
+}
+
+/* The whole sweep in the threads of an OpenMP runtime, by the entry that compilers make
+   `#pragma omp parallel` into. They are handed over, so that this file brings no runtime along. */
+typedef struct {
+    sweep *all;
+    int (*number)(void);
+} member;
+
+static void in_parallel(void *one) {
+    take_part(((member *)one)->all, ((member *)one)->number());
+}
+
+void lead_team(sweep *all, void (*parallel)(void (*)(void *), void *, unsigned, unsigned),
+               int (*number)(void), int threads) {
+    member each = {all, number};
+    parallel(in_parallel, &each, (unsigned)threads, 0);
+    lead(all);
+}
+
+/* 1 if the sweeps, as compiled, are right on this processor, for a few numbers without rounding. */
+int works(void) {
+    enum { ROWS = 11, COLUMNS = 37 };
+    element p[ROWS * COLUMNS], g[ROWS * COLUMNS], m[ROWS * COLUMNS];
+    float factor[COLUMNS], sums[COLUMNS];
+    double totals[2 * COLUMNS];
+    atomic_int_least64_t taken[1];
+    for (int64_t k = 0; k < ROWS * COLUMNS; k++) {
+        p[k] = store(4);
+        g[k] = store((float)(k % COLUMNS % 8));
+        m[k] = store(2);
+    }
+    for (int64_t k = 0; k < COLUMNS; k++) factor[k] = (float)(k % 4);
+    for (int squares = 1; squares >= 0; squares--) {
+        sweep all = {squares ? NULL : p, g, m, factor, totals, sums, ROWS, COLUMNS, COLUMNS,
+                     COLUMNS, COLUMNS, 2, 1, taken, 0, -1, 0.5f, -0.25f};
+        atomic_init(&taken[0], 0);
+        lead(&all);
+    }
+    for (int64_t k = 0; k < ROWS * COLUMNS; k++) {
+        float column = (float)(k % COLUMNS % 8), moment = 1 - column / 2;
+        if (sums[k % COLUMNS] != ROWS * column * column || load(m[k]) != moment ||
+            load(p[k]) != 3 + factor[k % COLUMNS] * moment)
+            return 0;
+    }
+    return 1;
 }

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from coupled_adam.optim import sharding
-
-_SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
+from coupled_adam.optim import checks, sharding
 
 
 def transfer_state(source: Optimizer, target: Optimizer) -> None:
@@ -18,8 +16,8 @@ def transfer_state(source: Optimizer, target: Optimizer) -> None:
 
     Source and target may each be a ``torch.optim.AdamW`` or a ``CoupledAdamW``, and their
     parameter groups need not agree: the state is found by the parameter, not by its place. Into
-    a coupled group goes the mean over the rows of the second moment, which is all that a coupled
-    step uses of it; out of one, every row gets the shared vector. Learning rates and all other
+    a coupled group goes the mean over the tokens of the second moment, which is all that a coupled
+    step uses of it; out of one, every token gets the shared vector. Learning rates and all other
     options stay the target's.
 
     To go over from a checkpoint: load it into the optimizer that wrote it, then transfer. ::
@@ -35,7 +33,8 @@ def transfer_state(source: Optimizer, target: Optimizer) -> None:
 
     Raises:
         TypeError: if one of the two is not an AdamW.
-        ValueError: if they do not hold the same parameters.
+        ValueError: if they do not hold the same parameters, or the source's state does not fit
+            them, as after the vocabulary grew.
     """
     for optimizer in (source, target):
         if not isinstance(optimizer, AdamW):
@@ -44,6 +43,7 @@ def transfer_state(source: Optimizer, target: Optimizer) -> None:
                 f"{type(optimizer).__name__}"
             )
     held = {id(p): p for group in source.param_groups for p in group["params"]}
+    origin = {id(p): group for group in source.param_groups for p in group["params"]}
     wanted = {id(p): p for group in target.param_groups for p in group["params"]}
     missing = [tuple(held[key].shape) for key in held.keys() - wanted.keys()]
     extra = [tuple(wanted[key].shape) for key in wanted.keys() - held.keys()]
@@ -57,23 +57,31 @@ def transfer_state(source: Optimizer, target: Optimizer) -> None:
     for group in target.param_groups:
         for parameter in group["params"]:
             if source.state.get(parameter):
-                states[parameter] = _converted(source.state[parameter], parameter, group)
+                states[parameter] = _converted(
+                    source.state[parameter], parameter, group, origin[id(parameter)]
+                )
     # Only now, so that an error above leaves the target as it was.
     target.state.clear()
     target.state.update(states)
 
 
-def _converted(state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+def _converted(
+    state: dict[str, Any], parameter: Tensor, group: dict[str, Any], source: dict[str, Any]
+) -> dict[str, Any]:
+    checks.check_loaded(parameter, state, group, source)
+    device = parameter.device if counts_on_device(group) else "cpu"
     step = state["step"]
-    step = step.detach().clone() if isinstance(step, Tensor) else torch.tensor(float(step))
     made: dict[str, Any] = {
-        "step": step.to(parameter.device if counts_on_device(group) else "cpu"),
-        "exp_avg": state["exp_avg"].clone(),
+        # A device for a number too, or a default device would get it.
+        "step": step.detach().to(device, copy=True)
+        if isinstance(step, Tensor)
+        else torch.tensor(float(step), device=device),
+        "exp_avg": state["exp_avg"].to(parameter.device, copy=True),
     }
-    for key in _SECOND_MOMENTS[: 2 if group["amsgrad"] else 1]:
+    for key in checks.SECOND_MOMENTS[: 2 if group["amsgrad"] else 1]:
         # A run that did not keep the largest moment so far starts with the present one.
         value = state.get(key, state["exp_avg_sq"])
-        made[key] = second_moment_for(value, parameter, group)
+        made[key] = second_moment_for(value, parameter, group, source)
     return made
 
 
@@ -89,37 +97,29 @@ def state_dtype(parameter: Tensor) -> torch.dtype:
 
 
 @torch.no_grad()
-def second_moment_for(value: Tensor, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+def second_moment_for(
+    value: Tensor, parameter: Tensor, group: dict[str, Any], source: dict[str, Any]
+) -> Tensor:
     """A second moment, matrix or shared vector, in the form that a group needs; always a copy.
 
     Args:
-        value: shape [V, H] or [H]; for a DTensor parameter a DTensor.
+        value: of the parameter's shape, or a shared vector, as ``checks.check_loaded`` asks.
         parameter: the matrix that it belongs to.
         group: the parameter's group; of a coupled one the vector is needed.
-
-    Raises:
-        ValueError: if the value has neither of the two shapes, or is plain and the parameter
-            sharded.
+        source: the group that the value comes from, which says over which dimension a vector is
+            the mean.
     """
     value = value.to(parameter.device)
-    shape, vector = tuple(parameter.shape), tuple(parameter.shape[1:])
     if group.get("coupled", False):
         if sharding.is_dtensor(parameter) and not sharding.is_dtensor(value):
-            raise ValueError(
-                f"the second moment of a sharded matrix of shape {shape} is a plain tensor: load "
-                "the state with set_optimizer_state_dict of torch.distributed.checkpoint."
-                "state_dict, which shards it likewise"
-            )
-        if tuple(value.shape) == shape:
-            value = sharding.mean_of_rows(value.to(state_dtype(parameter)), parameter, group)
-        if tuple(value.shape) != vector:
-            raise ValueError(
-                f"the loaded second moment has shape {tuple(value.shape)}; a coupled matrix of "
-                f"shape {shape} needs {shape} (from AdamW) or {vector}: load the checkpoint of the "
-                "same model, with the groups in the same order"
-            )
+            # Whole on every process, as torch's broadcast from rank 0 leaves it.
+            value = value.to(state_dtype(parameter))
+            vector = value if value.dim() == 1 else value.mean(group["vocabulary_dim"])
+            return sharding.placed(vector, parameter, group).clone()
+        if value.shape == parameter.shape:
+            value = sharding.mean_over_tokens(value.to(state_dtype(parameter)), parameter, group)
         # Torch would have cast float32 state to a bfloat16 parameter's type.
         return value.to(state_dtype(parameter), copy=True)
-    if parameter.dim() == 2 and tuple(value.shape) == vector:
-        return sharding.matrix_of_rows(value, parameter)
+    if value.shape != parameter.shape:
+        return sharding.matrix_of(value, parameter, source.get("vocabulary_dim", 0))
     return value.clone()

@@ -71,17 +71,13 @@ def mean_and_seeds(
     part = table[table["optimizer"] == name]
     across = pd.api.types.is_numeric_dtype(part[x])
     common = {"x": x, "y": y, "order": order, "orient": "y" if across else "x", "ax": ax}
-    if across:
-        seeds = {"marker": "|", "size": 16, "linewidth": 1.2}
-        bar, line = {"linewidth": 5, "alpha": 0.35}, "none"
-    else:
-        seeds = {"size": 4, "alpha": 0.5}
-        bar, line = {"linewidth": 2, "alpha": 0.7}, "-"
+    seeds = {"marker": "|", "size": 16, "linewidth": 1.2} if across else {"size": 4, "alpha": 0.5}
     sns.stripplot(part, **common, **seeds, color=arm["color"], jitter=False, legend=False)
     sns.pointplot(
-        part, **common, errorbar=bounds, err_kws=bar, color=arm["color"], markers=arm["marker"],
-        markersize=7, markeredgewidth=1, linestyle=line, linewidth=2, label=arm["label"],
-        legend=False,
+        part, **common, errorbar=bounds, color=arm["color"], markers=arm["marker"],
+        markersize=7, markeredgewidth=1, linestyle="none" if across else "-", linewidth=2,
+        err_kws={"linewidth": 5 if across else 2, "alpha": 0.35 if across else 0.7},
+        label=arm["label"], legend=False,
     )  # fmt: skip
 
 

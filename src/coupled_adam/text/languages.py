@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -124,7 +125,7 @@ def synthetic(
     if seed < 0:
         raise TextError(f"seed must not be negative, but is {seed!r}")
 
-    def write(folder: Path) -> dict:
+    def write(folder: Path) -> dict[str, Any]:
         rng = np.random.default_rng(seed)
         language = Language.draw(size, zipf_exponent, classes, rng)
         vocabulary = {name: token for token, name in enumerate(language.names())}

@@ -13,11 +13,13 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
+from coupled_adam.files import digest, other_unicode, user_path
 from coupled_adam.text import cache as token_cache
 from coupled_adam.text.corpus import END_OF_TEXT, Corpus, TextError, open_corpus
 from coupled_adam.text.tokens import (
@@ -33,12 +35,18 @@ from coupled_adam.text.tokens import (
 DUMP = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 DUMP_SHA256 = "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d"
 
-OPENERS = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+OPENERS: dict[str, Callable[[BinaryIO], Any]] = {
+    ".xz": lzma.open,
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+}
 SUFFIXES = (".txt", *OPENERS)
 BLOCK = 1 << 20  # bytes read at a time
 PROGRESS_AFTER = 5  # seconds
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+_MARKS_FURTHER_ON = re.compile("(?<=\n)\ufeff+")
+_MARKS_EVERYWHERE = re.compile(r"\A\ufeff+|" + _MARKS_FURTHER_ON.pattern)
 _SEPARATOR = re.compile(rf"^{re.escape(END_OF_TEXT)}[ \t]*\n", re.MULTILINE)
 
 
@@ -63,7 +71,7 @@ def wikipedia_sample(
     """
     vocabulary_size = checked_vocabulary_size(vocabulary_size)
 
-    def write(folder: Path) -> dict:
+    def write(folder: Path) -> dict[str, Any]:
         articles = [part for article in wikipedia_articles() for part in (article, None)]
         return write_text(
             folder, "the Wikipedia sample", lambda _: in_passages(articles), vocabulary_size
@@ -81,8 +89,8 @@ def load(
     """Your own plain text, of any length, in UTF-8.
 
     Every file is a document; inside a file, lines with nothing but ``<|endoftext|>`` separate
-    documents. White space at the edges of a document is dropped, a byte order mark too, and
-    ``\\r\\n`` becomes ``\\n``.
+    documents. White space at the edges of a document is dropped, byte-order marks at the beginning
+    of lines too, and ``\\r\\n`` becomes ``\\n``.
 
     Args:
         path: a file, or a folder whose files ``.txt``, ``.xz``, ``.gz`` and ``.bz2`` are taken
@@ -101,7 +109,7 @@ def load(
         OSError: the cache folder cannot be written.
     """
     vocabulary_size = checked_vocabulary_size(vocabulary_size)
-    path = Path(path).expanduser()
+    path = user_path(path)
     files = _text_files(path)
 
     def passages(word: str) -> Passages:
@@ -118,10 +126,14 @@ def load(
             for file in files:
                 yield from in_passages(_documents(_decoded(file, _blocks(file, progress))))
 
-    def write(folder: Path) -> dict:
+    def write(folder: Path) -> dict[str, Any]:
         return write_text(folder, str(path), passages, vocabulary_size)
 
-    recipe = {**_recipe(vocabulary_size), "text": [_digest(file) for file in files]}
+    recipe = {
+        **_recipe(vocabulary_size),
+        "text": [_digest(file) for file in files],
+        "marks": "removed from every line",
+    }
     name = path.resolve().name.split(".")[0] or path.name
     return open_corpus(token_cache.entry(cache, recipe, write), name)
 
@@ -143,7 +155,7 @@ def wikipedia_articles() -> Iterator[str]:
             f"the Wikipedia sample is missing from the installed gensim: there is no {dump}; "
             "install gensim 4 from its wheel: pip install --force-reinstall 'gensim>=4.3.3,<5'"
         )
-    if (found := token_cache.digest(dump)) != DUMP_SHA256:
+    if (found := digest(dump)) != DUMP_SHA256:
         raise TextError(
             f"the Wikipedia sample is not the file that is expected: SHA-256 of {dump} is {found}, "
             f"not {DUMP_SHA256}; pip install --force-reinstall 'gensim>=4.3.3,<5'"
@@ -186,7 +198,7 @@ def _says_something(line: str) -> bool:
     return not picture and re.search(r"[^\W\d_]{2}", line) is not None
 
 
-def _recipe(vocabulary_size: int) -> dict:
+def _recipe(vocabulary_size: int) -> dict[str, Any]:
     return {
         "vocabulary_size": vocabulary_size,
         "sample": sample_size(vocabulary_size),
@@ -198,6 +210,8 @@ def _text_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
+        if path.exists():  # a pipe, say; the text is read several times
+            raise TextError(f"{path} is neither a file nor a folder: save the text in a file")
         raise TextError(f"there is no file or folder {path}")
     files = [
         file
@@ -213,7 +227,7 @@ def _text_files(path: Path) -> list[Path]:
 
 def _digest(file: Path) -> str:
     try:
-        return file.suffix.lower() + ":" + token_cache.digest(file)
+        return file.suffix.lower() + ":" + digest(file)
     except OSError as error:
         raise TextError(f"cannot read {file}: {error.strerror}") from error
 
@@ -239,20 +253,19 @@ def _blocks(file: Path, progress: tqdm) -> Iterator[bytes]:
 
 
 def _decoded(file: Path, blocks: Iterable[bytes]) -> Iterator[str]:
-    """Text with ``\\n`` as line end from bytes that must be UTF-8."""
+    """Text with ``\\n`` as line end and without byte-order marks, from bytes that must be UTF-8."""
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     rest, offset = b"", 0  # bytes not decoded yet, and where they begin in the file
+    at_line_begin = True
     for block in itertools.chain(blocks, [b""]):
         final = not block
         block = rest + block
         if offset == 0:
-            if block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise TextError(f"{file} is UTF-16, not UTF-8: save it again in UTF-8")
-            if len(block) < 3 and not final:
+            if len(block) < 4 and not final:
                 rest = block
                 continue
-            if block.startswith(codecs.BOM_UTF8):
-                block, offset = block[3:], 3
+            if encoding := other_unicode(block):
+                raise TextError(f"{file} is {encoding}, not UTF-8: save it again in UTF-8")
         if control := _CONTROL.search(block):
             raise TextError(
                 f"{file} is not plain text: byte {offset + control.start():,} of it is the control "
@@ -266,7 +279,12 @@ def _decoded(file: Path, blocks: Iterable[bytes]) -> Iterator[str]:
                 f"0x{block[error.start]:02x} ({error.reason}); save it again in UTF-8"
             ) from error
         rest, offset = block[used:], offset + used
-        yield newlines.decode(text, final=final)
+        # The marks of files that were joined, too: one before <|endoftext|> would hide it.
+        marks = _MARKS_EVERYWHERE if at_line_begin else _MARKS_FURTHER_ON
+        text = marks.sub("", newlines.decode(text, final=final))
+        if text:
+            at_line_begin = text.endswith("\n")
+            yield text
 
 
 def _documents(texts: Iterable[str]) -> Iterator[str | None]:

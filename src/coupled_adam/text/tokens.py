@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -12,7 +11,14 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from coupled_adam.text.corpus import COUNTS_FILE, END_OF_TEXT, TOKENIZER_FILE, TextError
+from coupled_adam import files
+from coupled_adam.text.corpus import (
+    COUNTS_FILE,
+    END_OF_TEXT,
+    TOKENIZER_FILE,
+    TextError,
+    token_type,
+)
 
 # Documents travel as a stream of passages, each at most PASSAGE characters long; None ends a
 # document. So a document of any length passes in bounded memory.
@@ -247,7 +253,7 @@ def write_tokens(
         What ``meta.json`` shall say.
     """
     size = tokenizer.get_vocab_size()
-    dtype = "<u2" if size <= 1 << 16 else "<u4"
+    dtype = token_type(size)
     counts = np.zeros(size, dtype="<i8")
     written = {"train": 0, "validation": 0}
     with open(folder / "train.bin", "wb") as train, open(folder / "validation.bin", "wb") as rest:
@@ -258,11 +264,11 @@ def write_tokens(
                 counts += np.bincount(ids, minlength=size)
     (folder / COUNTS_FILE).write_bytes(counts.tobytes())
     (folder / TOKENIZER_FILE).write_text(tokenizer.to_str(), encoding="utf-8")
-    words = "\n".join(tokenizer.id_to_token(token) for token in range(size))
+    words = "\n".join(tokenizer.id_to_token(token) or "" for token in range(size))
     return {
         "vocabulary_size": size,
-        "vocabulary": hashlib.sha256(words.encode()).hexdigest(),
-        "dtype": dtype,
+        "vocabulary": files.digest_of(words),
+        "dtype": dtype.str,
         "tokens": written,
     }
 
