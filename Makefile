@@ -3,7 +3,7 @@
 #   make test   checks the library, the chapters and the built site
 # And two more, for the chapters as notebooks:
 #   make editions   writes them in plain Markdown to _build/editions/notebook
-#   make lab        opens copies of these in JupyterLab, in the folder lab
+#   make lab        opens copies of these in JupyterLab, in the folder lab; ARGS="--port 9000" is passed on
 PYTHON ?= python3
 
 .PHONY: book test editions lab
@@ -17,4 +17,4 @@ editions:
 	$(PYTHON) tools/environment.py tools/editions.py
 
 lab:
-	$(PYTHON) tools/environment.py tools/lab.py
+	$(PYTHON) tools/environment.py tools/lab.py $(ARGS)

@@ -6,7 +6,9 @@ import re
 import shutil
 import subprocess
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import notebooks
@@ -18,7 +20,11 @@ from bs4 import BeautifulSoup
 # Names of formats, not addresses.
 NOT_LOADED = ("http://www.w3.org/", "https://schema.org")
 # What Sphinx adds to the pages of the table of contents.
-GENERATED = {"index", "genindex", "search", "prf-prf"}
+GENERATED = {"index", "genindex", "search", "prf-prf", "py-modindex"}
+# The rooms of the library in its reference.
+ROOMS = ["optim", "geometry", "theory", "text", "gpt", "arms", "training", "evaluation"]
+ROOMS += ["experiments", "statistics", "claims", "figures", "widgets", "errors", "export"]
+ROOMS += ["benchmark"]
 
 
 @cache
@@ -156,6 +162,34 @@ def test_the_ledger_lists_every_claim_and_links_to_it(pages):
     assert links == made
     shown = {tag["id"] for soup in pages.values() for tag in soup.select("p.claim")}
     assert {link.split("#")[1] for link in links} == shown
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_reference_describes_every_public_name(pages, room):
+    module = import_module(f"coupled_adam.{room}")
+    own = [name for name, one in vars(module).items() if is_own(one, module)]
+    public = [name for name in getattr(module, "__all__", own) if callable(getattr(module, name))]
+    described = {tag["id"] for tag in pages["book/api.html"].select("dt[id^=coupled_adam]")}
+    assert not {f"coupled_adam.{room}.{name}" for name in public} - described
+    assert public
+
+
+def is_own(one: object, module: ModuleType) -> bool:
+    name = getattr(one, "__name__", "_")
+    return getattr(one, "__module__", None) == module.__name__ and not name.startswith("_")
+
+
+def test_the_reference_keeps_sentences_whole_and_links_the_types_of_the_library(pages):
+    soup = pages["book/api.html"]
+    text = soup.get_text()
+    # What stands before a colon in "Returns" is no type, and what Python says of itself is no help.
+    assert "Return type" not in text and "Returns:" in text
+    assert "Alias for field number" not in text
+    # Signatures that Sphinx could not parse.
+    assert "<factory>" not in text and "~coupled_adam" not in text
+    links = {tag["href"] for tag in soup.select("dt.sig a.reference[href]")}
+    assert "#coupled_adam.training.TrainingConfig" in links
+    assert "#coupled_adam.text.Corpus" in links
 
 
 def test_the_numbers_of_a_chapter_begin_with_its_own(pages):

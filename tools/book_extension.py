@@ -177,6 +177,52 @@ def offer_notebook(
     context["header_buttons"].insert(0, button)
 
 
+def find_public_name(
+    app: Sphinx, env: BuildEnvironment, node: nodes.Element, content: nodes.TextElement
+) -> nodes.Element | None:
+    """Lead a type of ours to where the reference has it, in its room and not in the file inside."""
+    if node.get("refdomain") != "py":
+        return None
+    python = env.get_domain("py")
+    name = node["reftarget"].split(".")[-1]
+    known = [one for one, *_ in python.get_objects() if one.split(".")[-1] == name]
+    if len(known) != 1:
+        return None
+    return python.resolve_xref(env, node["refdoc"], app.builder, "obj", known[0], node, content)
+
+
+def keep_returns_whole(
+    app: Sphinx, what: str, name: str, documented: Any, options: Any, lines: list[str]
+) -> None:
+    """Keep Napoleon from taking the words before a colon for the type of what is returned.
+
+    Our signatures have the types, and "One row a class: ..." is a sentence.
+    """
+    for heading in ("Returns:", "Yields:"):
+        if heading in lines and (after := lines.index(heading) + 1) < len(lines):
+            indent = lines[after][: len(lines[after]) - len(lines[after].lstrip())]
+            lines.insert(
+                after, f"{indent}\\ "
+            )  # reST reads nothing, and Napoleon a line of its own
+
+
+def name_no_factory(
+    app: Sphinx, what: str, name: str, documented: Any, options: Any, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """Show ``...`` where a data class makes its default: ``<factory>`` is no Python to Sphinx.
+
+    A signature that it cannot parse gets no links, and the inner names of all types.
+    """
+    return (signature.replace("<factory>", "..."), returns) if signature else None
+
+
+def skip_fields(
+    app: Sphinx, what: str, name: str, documented: Any, skip: bool, options: Any
+) -> bool | None:
+    """Leave out what Python says of a named tuple's fields: the class itself describes them."""
+    return True if str(documented.__doc__).startswith("Alias for field number") else None
+
+
 def drop_thebe(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
@@ -212,6 +258,11 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("execution-times", ExecutionTimes)
     # After Sphinx's own numbering, which is one of the handlers of the same event.
     app.connect("env-get-updated", number_by_chapter, priority=900)
+    app.connect("missing-reference", find_public_name)
+    # Before Napoleon, which is one of the handlers of the same event.
+    app.connect("autodoc-process-docstring", keep_returns_whole, priority=400)
+    app.connect("autodoc-process-signature", name_no_factory)
+    app.connect("autodoc-skip-member", skip_fields)
     app.connect("html-page-context", drop_thebe, priority=900)
     # After the theme's own buttons, which are added in handlers of the same event.
     app.connect("html-page-context", offer_notebook, priority=900)

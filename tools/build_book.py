@@ -17,8 +17,7 @@ from jupyter_cache.base import CacheBundleIn
 SITE = notebooks.BUILD / "html"
 CACHE = notebooks.BUILD / ".jupyter_cache"
 STAMP = notebooks.BUILD / "html.key"
-PAGES = ["book", "chapters", "data", "examples", "src", "tools"]
-PAGES += ["_config.yml", "_toc.yml", "requirements.txt"]
+PAGES = [*editions.SOURCES, "data"]
 
 
 class BookError(RuntimeError):

@@ -22,6 +22,9 @@ from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 ON_THE_SITE = "editions/notebook"
 NOTEBOOKS = notebooks.BUILD / ON_THE_SITE
+# All from which the pages of the book are made, but for results.
+SOURCES = ["book", "chapters", "examples", "src", "tools"]
+SOURCES += ["_config.yml", "_toc.yml", "requirements.txt"]
 
 
 class EditionsError(RuntimeError):
@@ -29,11 +32,27 @@ class EditionsError(RuntimeError):
 
 
 def build(target: Path = NOTEBOOKS) -> list[Path]:
-    """Write the notebook edition of every chapter, and return the files in order.
+    """Write the notebook edition of every chapter if anything changed; return the files in order.
+
+    Args:
+        target: the folder of the edition; what it holds besides is removed.
 
     Raises:
         EditionsError: if Sphinx has a warning, or a chapter holds what cannot be written plainly.
     """
+    stamp = target.with_suffix(".key")
+    paths = [notebooks.ROOT / name for name in SOURCES]
+    key = notebooks.hash_of(path for path in paths if path.exists())
+    with notebooks.lock("editions"):
+        current = f"{key} {notebooks.hash_of([target])}"
+        if not target.is_dir() or not stamp.exists() or stamp.read_text() != current:
+            stamp.unlink(missing_ok=True)
+            _write(target)
+            stamp.write_text(f"{key} {notebooks.hash_of([target])}")
+    return sorted(target.glob("*.ipynb"))
+
+
+def _write(target: Path) -> None:
     start = time.monotonic()
     print("Writing the notebook edition of the chapters (about 15 seconds).", flush=True)
     root, options = notebooks.ROOT, {"latex_individualpages": False}
@@ -71,11 +90,10 @@ def build(target: Path = NOTEBOOKS) -> list[Path]:
         target.mkdir(parents=True)
         made = [shutil.copy(path, target) for path in sorted(out.glob("*.ipynb"))]
     print(f"{len(made)} notebooks after {time.monotonic() - start:.0f} s: {target}", flush=True)
-    return [Path(path) for path in made]
 
 
 if __name__ == "__main__":
     try:
-        build()
+        print(f"The notebook edition is ready: {build()[0].parent}")
     except EditionsError as error:
         raise SystemExit(str(error)) from None

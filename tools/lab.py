@@ -60,7 +60,7 @@ def main() -> int:
     editions.build()
     for path in refresh(editions.NOTEBOOKS, LAB):
         print(f"{path} has your changes and stays; delete it to get it as the book has it.")
-    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={LAB}"]
+    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={LAB}", *sys.argv[1:]]
     running = subprocess.Popen(command, cwd=LAB)
     while True:
         try:

@@ -282,6 +282,9 @@ class Chapter:
     def _block_math_block(self, node: nodes.math_block) -> str:
         lines = node.astext().strip().splitlines()
         tex = "\n".join(line.rstrip() for line in lines if line.strip())
+        # Numbered environments number by themselves, and stand in no other formula.
+        tex = re.sub(r"\\(begin|end)\{(align|gather)\*?\}", r"\\\1{\2ed}", tex)
+        tex = re.sub(r"\s*\\(?:begin|end)\{equation\*?\}\s*", "", tex)
         if r"\\" in tex and r"\begin{" not in tex:
             tex = rf"\begin{{split}}{tex}\end{{split}}"
         if node.get("label"):
@@ -291,7 +294,7 @@ class Chapter:
         return f"$$\n{tex}\n$$"
 
     def _block_literal_block(self, node: nodes.literal_block) -> str:
-        code = node.astext()
+        code = node.astext().rstrip("\n")
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
         language = node.get("language", "")
         return f"{fence}{'' if language in ('none', 'default') else language}\n{code}\n{fence}"
@@ -414,7 +417,7 @@ class Chapter:
         tex = " ".join(node.astext().split())
         if self.in_table:
             tex = tex.replace(r"\|", r"\Vert ").replace("|", r"\vert ")
-        return f"${tex}$"
+        return f"${tex.strip()}$"
 
     def _inline_image(self, node: nodes.image) -> str:
         if "://" not in node["uri"]:

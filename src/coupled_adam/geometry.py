@@ -170,7 +170,7 @@ def condition_ratio(embedding: Tensor) -> float:
 def mean_cosine(embedding: Tensor) -> float:
     """The mean cosine over all pairs of two different rows.
 
-    With unit rows u_i, the V x V cosines sum to |sum_i u_i|^2, and V of them are a row's with
+    With unit rows u_i, the V x V cosines sum to ``|sum_i u_i|^2``, and V of them are a row's with
     itself; so one sum over the rows is enough.
 
     Args:

@@ -237,7 +237,7 @@ def mean_cosine_of_shifted_cloud(shift: ArrayLike) -> Array:
     """Mean cosine of two vectors of a wide, round cloud that is shifted from the origin.
 
     With independent rows e_i = mu + x_i, where x_i has mean zero and many equal coordinates, two
-    vectors share only mu, so that their cosine is near |mu|^2 / (|mu|^2 + |x|^2).
+    vectors share only mu, so that their cosine is near ``|mu|^2 / (|mu|^2 + |x|^2)``.
 
     Args:
         shift: length of mu divided by the root mean square length of x, at least 0.
