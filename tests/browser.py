@@ -123,6 +123,11 @@ def browse(profile: Path) -> Iterator[Tab]:
         try:
             yield Tab(command_in, answer_out)
         finally:
+            # With its pipe the browser ends, and its helpers with it; killed, it would leave them
+            # behind, writing into a folder that is being removed.
             os.close(command_in)
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
             os.close(answer_out)
-            process.kill()

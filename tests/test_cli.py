@@ -2,14 +2,19 @@
 
 import dataclasses
 import json
+import os
 import random
 import shlex
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from coupled_adam import cli, experiments
+from coupled_adam.errors import RefusedError
 from coupled_adam.training import load_run, loop, presets
 
 SMALL = ["--vocabulary-size", "300", "--steps", "4", "--batch-size", "2", "--device", "cpu"]
@@ -48,7 +53,7 @@ def test_prepare_says_what_it_made_and_train_finds_it(text, tmp_path, monkeypatc
 
 def test_a_streamed_collection_is_asked_for_by_name(text, monkeypatch):
     def seen(*asked):
-        raise ValueError(f"asked for {asked}")
+        raise RefusedError(f"asked for {asked}")
 
     monkeypatch.setattr("coupled_adam.text.collection", seen)
     result = invoke("prepare", "fineweb", "--documents", 1000)
@@ -104,7 +109,7 @@ def test_a_preset_gives_model_and_recipe(text, tmp_path, monkeypatch):
 
     def no_training(config, corpus, folder, **_):
         asked.append((config, folder))
-        raise ValueError("seen enough")
+        raise RefusedError("seen enough")
 
     monkeypatch.setattr(cli, "train_run", no_training)
     arguments = ["--preset", "gpt2-355m", "--optimizer", "adamw", "--vocabulary-size", "300"]
@@ -198,7 +203,7 @@ def test_the_recorded_command_asks_for_the_recorded_run(
 
     def no_training(config, *_, **__):
         asked.append(config)
-        raise ValueError("seen enough")
+        raise RefusedError("seen enough")
 
     monkeypatch.setattr(cli, "train_run", no_training)
     assert "seen enough" in invoke(*words).stderr
@@ -271,13 +276,20 @@ def test_what_is_refused_is_said_in_one_line(text, tmp_path, arguments, says):
     assert "\n" not in line and "Traceback" not in line
 
 
-def test_a_mistake_of_ours_is_not_hidden(text, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [ValueError, AttributeError, KeyError, ZeroDivisionError])
+def test_a_mistake_of_ours_is_not_shown_as_the_user_s(text, tmp_path, monkeypatch, error):
     def mistake(*_, **__):
-        raise AttributeError("not the user's")
+        raise error("not the user's")
 
     monkeypatch.setattr(cli, "train_run", mistake)
-    result = invoke("train", "--text", text, *SMALL, "--out", tmp_path / "run")
-    assert isinstance(result.exception, AttributeError)
+    command = ("train", "--text", text, *SMALL, "--out", tmp_path / "run")
+    result = invoke(*command)
+    assert result.exit_code == 1
+    assert "a fault of the program, not of yours" in result.stderr
+    assert f"({error.__name__}: " in result.stderr
+    assert "COUPLED_ADAM_TRACEBACK=1" in result.stderr and result.stderr.count("\n") == 1
+    monkeypatch.setenv("COUPLED_ADAM_TRACEBACK", "1")
+    assert isinstance(invoke(*command).exception, error)
 
 
 def test_a_run_that_diverges_is_one_line_too(text, tmp_path, monkeypatch):
@@ -285,3 +297,147 @@ def test_a_run_that_diverges_is_one_line_too(text, tmp_path, monkeypatch):
     result = invoke("train", "--text", text, *SMALL, "--out", tmp_path / "run")
     assert result.exit_code == 2
     assert "diverged at step 0: validation loss nan" in result.stderr
+
+
+# --- a sweep ---------------------------------------------------------------------------------
+
+
+def test_a_sweep_prints_a_line_for_each_run_and_finds_them_again(text, tmp_path):
+    options = ["--optimizer", "adamw", "--optimizer", "coupled", "--seed", 0, "--seed", 1]
+    options += ["--steps", 3, "--vocabulary-size", 300, "--workers", 1, "--out", tmp_path / "runs"]
+    first = invoke("sweep", "--text", text, *options)
+    assert first.exit_code == 0, first.output
+    lines = first.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "adamw, seed 0", "coupled, seed 0", "adamw, seed 1", "coupled, seed 1"
+    ]  # fmt: skip
+    stamps = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("runs/*/checkpoint.pt"))]
+    again = invoke("sweep", "--text", text, *options)
+    assert again.stdout == first.stdout
+    assert stamps == [
+        path.stat().st_mtime_ns for path in sorted(tmp_path.glob("runs/*/checkpoint.pt"))
+    ]
+    hot = ["--learning-rate", 1e4, "--embedding-multiplier", 30]
+    diverged = invoke("sweep", "--text", text, *options, *hot)
+    assert diverged.exit_code == 0 and "diverged at step" in diverged.stdout
+    refused = invoke("sweep", "--text", text, *options, "--optimizer", "adam")
+    assert refused.exit_code == 2 and "optimizer must be one of" in refused.stderr
+
+
+# --- where results go ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(text, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COUPLED_ADAM_CACHE", str(text.parent / "cache"))
+        assert invoke("train", "--text", text, *SMALL, "--out", folder).exit_code == 0
+    return folder
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    path = tmp_path / "pairs.tsv"
+    path.write_bytes("\ufeffbal\tbel\t1\nbil\tbol\t2\nbul\tdal\t0\n".encode())
+    return path
+
+
+def as_a_program(*arguments, **options):
+    command = [sys.executable, "-m", "coupled_adam", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, timeout=120, **options)
+
+
+BENCH = ["bench", "--shape", "16x4", "--rounds", 1, "--threads", 1]
+
+
+@pytest.mark.parametrize("place", ["{tmp}", "{tmp}/none/x.json", "{tmp}/pairs.tsv/x.json"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    text, trained, pairs, tmp_path, monkeypatch, place
+):
+    monkeypatch.setattr(cli.evaluation, "evaluate", lambda *_, **__: pytest.fail("worked"))
+    monkeypatch.setattr("coupled_adam.benchmark.compare_steps", lambda *_, **__: pytest.fail("so"))
+    out = place.format(tmp=tmp_path)
+    for command in (["evaluate", trained, "--text", text, "--word-pairs", pairs], BENCH):
+        result = invoke(*command, "--out", out)
+        assert result.exit_code == 2, result.output
+        assert f"{out} cannot be written" in result.stderr
+
+
+def test_a_link_stays_and_a_pipe_and_a_device_are_written_through(tmp_path):
+    target, link, pipe = (tmp_path / name for name in ("target.json", "link.json", "pipe"))
+    link.symlink_to(target)
+    os.mkfifo(pipe)
+    received = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()))
+    reader.start()
+    for place in (link, pipe, "/dev/null"):
+        assert invoke(*BENCH, "--out", place).exit_code == 0
+    reader.join(60)
+    assert link.is_symlink() and json.loads(target.read_text())["results"]
+    assert json.loads(received[0])["results"]
+    assert pipe.is_fifo() and os.path.exists("/dev/null") and not os.path.isfile("/dev/null")
+    to_stdout = as_a_program(*BENCH, "--out", "/dev/stdout")
+    assert to_stdout.returncode == 0 and b'"results"' in to_stdout.stdout
+
+
+def test_home_is_found_in_names_and_its_absence_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert invoke(*BENCH, "--out", "~/step.json").exit_code == 0
+    assert (tmp_path / "step.json").exists()
+    for unknown in ("~nobody_of_this_name/x.json", "~nobody_of_this_name"):
+        result = invoke(*BENCH, "--out", unknown)
+        assert result.exit_code == 2 and "there is no home folder" in result.stderr
+    result = invoke("prepare", "~nobody_of_this_name/text.txt")
+    assert result.exit_code == 2 and "there is no home folder" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "console", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}]
+)
+def test_a_console_that_cannot_show_a_character_loses_nothing(text, trained, tmp_path, console):
+    odd = tmp_path / "Wörter – 単語.tsv"
+    odd.write_text("bal bel 1\nbil bol 2\nbul dal 0\n")
+    out = tmp_path / "record.json"
+    arguments = ["evaluate", trained, "--text", text, "--word-pairs", odd, "--out", out]
+    done = as_a_program(*arguments, env=os.environ | console)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(out.read_text())["word_pairs"][0]["name"] == "Wörter – 単語"
+
+
+def test_a_reader_that_has_gone_loses_nothing(text, trained, pairs, tmp_path):
+    out = tmp_path / "record.json"
+    arguments = ["evaluate", trained, "--text", text, "--word-pairs", pairs, "--out", out]
+    command = [sys.executable, "-m", "coupled_adam", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    complaint = process.stderr.read()
+    assert process.wait(120) == 0 and complaint == b""
+    assert json.loads(out.read_text())["kind"] == "training run"
+
+
+def test_two_files_of_one_name_are_two_sets(text, trained, tmp_path):
+    for number, folder in enumerate(("a", "b", "c")):
+        (tmp_path / folder).mkdir()
+        lines = ["bal bel 1", "bil bol 2", "bul dal 0", "dil dol 3"][: 3 + number % 2]
+        (tmp_path / folder / ("ws.tsv" if folder != "c" else "other.tsv")).write_text(
+            "\n".join(lines)
+        )
+    sets = [tmp_path / "a" / "ws.tsv", tmp_path / "b" / "ws.tsv", tmp_path / "c" / "other.tsv"]
+    options = [part for path in sets for part in ("--word-pairs", path)]
+    out = tmp_path / "record.json"
+    result = invoke("evaluate", trained, "--text", text, *options, "--out", out)
+    assert result.exit_code == 0, result.output
+    found = {row["name"]: row["pairs"] for row in json.loads(out.read_text())["word_pairs"]}
+    assert found == {str(sets[0]): 3, str(sets[1]): 4, "other": 3}
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe", b"[1, 2]"])
+def test_a_damaged_tokenizer_is_one_line(text, trained, tmp_path, damage):
+    import shutil
+
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "tokenizer.json").write_bytes(damage)
+    result = invoke("evaluate", tmp_path / "run", "--text", text)
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "tokenizer.json" in result.stderr

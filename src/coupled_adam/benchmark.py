@@ -12,15 +12,19 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.profiler import ProfilerActivity, profile
 
+from coupled_adam.errors import RefusedError
+from coupled_adam.extras import needs
 from coupled_adam.files import whole_file
 from coupled_adam.optim import CoupledAdamW
 from coupled_adam.provenance import environment
+
+with needs("cli"):
+    import pandas as pd
 
 # As in the paper's recipe, which does not decay embeddings.
 _SETTINGS = {"lr": 6e-4, "betas": (0.9, 0.95), "weight_decay": 0.0}
@@ -201,19 +205,19 @@ def compare_steps(
         a step, beyond those).
 
     Raises:
-        ValueError: for a shape, a type or a device that cannot be measured, for want of memory
+        RefusedError: for a shape, a type or a device that cannot be measured, for want of memory
             too, or if the baseline is not among the candidates.
     """
     if BASELINE not in candidates:
-        raise ValueError(f"candidates lack {BASELINE!r}, to which the times are compared: add it")
+        raise RefusedError(f"candidates lack {BASELINE!r}, to which the times are compared: add it")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}, but PyTorch sees no GPU here: use device='cpu'")
+        raise RefusedError(f"device={device!r}, but PyTorch sees no GPU here: use device='cpu'")
     for shape in shapes:
         if len(shape) != 2 or shape[0] < 2 or shape[1] < 1:
-            raise ValueError(f"shape {shape} is not that of an embedding matrix, (rows, width)")
+            raise RefusedError(f"shape {shape} is not that of an embedding matrix, (rows, width)")
     for dtype in dtypes:
         if not dtype.is_floating_point:
-            raise ValueError(f"{dtype} is no type of parameters: use a floating-point type")
+            raise RefusedError(f"{dtype} is no type of parameters: use a floating-point type")
     for shape in shapes:
         _check_memory(shape, max(dtypes, key=lambda dtype: dtype.itemsize), device, len(candidates))
     with _threads(threads):
@@ -236,7 +240,7 @@ def _check_memory(shape: tuple[int, int], dtype: torch.dtype, device: str, candi
     else:
         return
     if needed > there:
-        raise ValueError(
+        raise RefusedError(
             f"to measure {shape[0]} x {shape[1]} takes about {needed / 2**30:.0f} GiB of memory, "
             f"and {device} has {there / 2**30:.0f}: measure a smaller matrix, or fewer candidates"
         )
@@ -298,12 +302,12 @@ def write_record(table: pd.DataFrame, path: str | Path) -> None:
         path: the file; an existing one is replaced.
 
     Raises:
-        ValueError: if the table is empty or holds measurements of several devices.
+        RefusedError: if the table is empty or holds measurements of several devices.
         OSError: if the file cannot be written.
     """
     devices = table["device"].unique()
     if len(devices) != 1:
-        raise ValueError(
+        raise RefusedError(
             f"a record is of one device, this table has {len(devices)} {list(devices)}: write "
             "one file for each"
         )

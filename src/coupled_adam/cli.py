@@ -1,31 +1,34 @@
-"""The command line: prepare a text, train on it, evaluate and export the run; measure a step."""
+"""The command line: prepare a text, train on it, evaluate and export runs; sweeps; benchmarks."""
 
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import torch
 import torch.distributed as dist
 
+from coupled_adam.errors import RefusedError
 from coupled_adam.extras import needs
+from coupled_adam.files import check_writable, user_path
 
 with needs("cli"):
     import pandas as pd
     import typer
-    from tokenizers import Tokenizer
 
     from coupled_adam import evaluation, text
     from coupled_adam.arms import ARMS
-    from coupled_adam.experiments import write_record
+    from coupled_adam.experiments import Outcome, run_sweep, write_record
     from coupled_adam.text import Corpus
-    from coupled_adam.text.corpus import TOKENIZER_FILE
+    from coupled_adam.text.corpus import TOKENIZER_FILE, read_tokenizer
     from coupled_adam.text.streams import COLLECTIONS
     from coupled_adam.training import (
         PRESETS,
@@ -37,6 +40,7 @@ with needs("cli"):
     from coupled_adam.training import train as train_run
     from coupled_adam.training.folder import read_description
 
+TRACEBACK = "COUPLED_ADAM_TRACEBACK"
 SMALL = "small"
 SMALL_VOCABULARY, GPT2_VOCABULARY = 4096, 50_257
 
@@ -78,7 +82,7 @@ def prepare(
     with _errors_in_one_line():
         corpus = _corpus(source, vocabulary_size, documents)
         of_documents = "" if documents is None else f"--documents {documents} "
-        typer.echo(
+        _say(
             f"{corpus.name}: {len(corpus.train):,} tokens to train on, "
             f"{len(corpus.validation):,} to validate with, vocabulary {corpus.vocabulary_size:,}\n"
             f"folder: {corpus.folder}\n"
@@ -150,6 +154,7 @@ def train(
     }
     given: dict[str, object] = {name: value for name, value in changes.items() if value is not None}
     with _errors_in_one_line(), _processes(device) as here:
+        out = user_path(out)
         corpus = _corpus(source, vocabulary_size or _default_vocabulary(preset), documents)
         config = _config(preset, corpus, given)
         try:
@@ -159,12 +164,63 @@ def train(
             raise typer.Exit(130) from None
         if not dist.is_initialized() or dist.get_rank() == 0:
             final = run.final
-            typer.echo(
+            _say(
                 f"{out}: {config.steps:,} steps, {int(final.tokens):,} tokens, {optimizer}; "
                 f"validation loss {final.validation_loss:.4f}, "
                 f"isotropy {final.isotropy:.4f}, "
                 f"relative norm of the mean embedding {final.relative_mean_norm:.4f}"
             )
+
+
+@app.command()
+def sweep(
+    out: Annotated[Path, typer.Option(help="The folder of the run folders; the same goes on.")],
+    source: TextOption = "wikipedia",
+    optimizers: Annotated[
+        list[str] | None,
+        typer.Option("--optimizer", help=f"Many times: {', '.join(ARMS)}. Default: all."),
+    ] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", help="Many times. Default: 0, 1, 2.")
+    ] = None,
+    embedding_multipliers: Annotated[
+        list[float] | None,
+        typer.Option("--embedding-multiplier", help="Many times. Default: the optimizer's own."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps of each run.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The peak.")] = None,
+    vocabulary_size: VocabularyOption = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Runs at a time; default: as many as cores.", min=1)
+    ] = None,
+) -> None:
+    """Train the small GPT with every optimizer, seed and multiplier; what is there is not repeated.
+
+    The same command goes on after an interruption. Several processes, also on several machines that
+    share the folder, may work on one sweep.
+    """
+    with _errors_in_one_line():
+        out = user_path(out)
+        corpus = _corpus(source, vocabulary_size or SMALL_VOCABULARY, None)
+        given = {"steps": steps, "learning_rate": learning_rate}
+        changes = {name: value for name, value in given.items() if value is not None}
+        jobs = [
+            (small_config(corpus, optimizer=o, seed=s, embedding_multiplier=m, **changes), corpus)
+            for m, s, o in itertools.product(
+                embedding_multipliers or (None,), seeds or [0, 1, 2], optimizers or ARMS
+            )
+        ]
+        outcomes = run_sweep(jobs, out, workers=workers)
+        _say("\n".join(_outcome_line(out, outcome) for outcome in outcomes))
+
+
+def _outcome_line(folder: Path, outcome: Outcome) -> str:
+    config, multiplier = outcome.config, outcome.config.embedding_multiplier
+    times = "" if multiplier is None else f" x {multiplier:g}"
+    end = f"validation loss {outcome.final['validation_loss']:.4f}"
+    if outcome.diverged_at is not None:
+        end = f"diverged at step {outcome.diverged_at}"
+    return f"{config.optimizer}{times}, seed {config.seed}: {end} ({folder / outcome.name})"
 
 
 @app.command()
@@ -185,28 +241,28 @@ def evaluate(
 ) -> None:
     """Measure a run on its text, and record the numbers with what they depend on."""
     with _errors_in_one_line():
-        device = _device(device)
+        device, run_folder, out = _device(device), user_path(run_folder), _place(out)
+        files = _by_stem([user_path(path) for path in word_pairs]) if word_pairs else None
         corpus = _corpus(source, _vocabulary_of(run_folder), documents)
-        files = {path.stem: path for path in word_pairs} if word_pairs else None
         measured = evaluation.evaluate(
             run_folder, corpus, tokens=tokens, word_pairs=files, device=device
         )
-        _show_evaluation(measured)
-        if out is not None:
+        if out is not None:  # first: a console may not be able to show it, or be gone
             command = _train_command(run_folder, measured.run.config, source, documents, corpus)
             write_record(measured, out, device=device, description=description, command=command)
+        _show_evaluation(measured)
 
 
 def _show_evaluation(measured: evaluation.Evaluation) -> None:
     options = ("display.width", 200, "display.max_columns", None)
     with pd.option_context(*options):
         row = pd.Series(measured.row, dtype=object)  # or whole numbers would get decimals
-        typer.echo(row.to_string(float_format="{:.4f}".format))
+        _say(row.to_string(float_format="{:.4f}".format))
         for table in (measured.by_frequency, measured.word_pairs):
-            typer.echo("\n" + table.to_string(index=False, float_format="{:.4g}".format))
+            _say("\n" + table.to_string(index=False, float_format="{:.4g}".format))
     if measured.drift is not None:
         shares = ", ".join(f"{100 * share:.0f}" for share in measured.drift.shares)
-        typer.echo(
+        _say(
             f"\nthe mean embedding has moved by {measured.drift.distance:.4g}, cosine with minus "
             f"the sign of the mean hidden state {measured.drift.against_hidden:.2f}; shares of the "
             f"vocabulary's quarters in the move, rarest first, in percent: {shares}"
@@ -222,8 +278,9 @@ def export(
     with _errors_in_one_line():
         from coupled_adam.export import export as export_run
 
+        run_folder, folder = user_path(run_folder), user_path(folder)
         export_run(run_folder, folder)
-        typer.echo(f"{folder}: a GPT-2 for transformers; lm_eval --model_args pretrained={folder}")
+        _say(f"{folder}: a GPT-2 for transformers; lm_eval --model_args pretrained={folder}")
 
 
 @app.command()
@@ -243,6 +300,7 @@ def bench(
     from coupled_adam import benchmark
 
     with _errors_in_one_line():
+        out = _place(out)
         table = benchmark.compare_steps(
             [_shape(shape) for shape in shapes or ["50304x768"]],
             dtypes=[_dtype(name) for name in dtypes or ["float32"]],
@@ -250,22 +308,22 @@ def bench(
             threads=threads,
             rounds=rounds,
         )
-        with pd.option_context("display.width", 200, "display.max_columns", None):
-            typer.echo(table.to_string(index=False, float_format="{:.3f}".format))
         if out is not None:
             benchmark.write_record(table, out)
+        with pd.option_context("display.width", 200, "display.max_columns", None):
+            _say(table.to_string(index=False, float_format="{:.3f}".format))
 
 
 def _shape(text: str) -> tuple[int, int]:
     rows, by, width = text.partition("x")
     if not (by and rows.isdecimal() and width.isdecimal()):
-        raise ValueError(f"--shape {text}: give tokens and width as in 50304x768")
+        raise RefusedError(f"--shape {text}: give tokens and width as in 50304x768")
     return int(rows), int(width)
 
 
 def _dtype(name: str) -> torch.dtype:
     if name not in ("float32", "bfloat16", "float64"):
-        raise ValueError(f"--dtype {name}: choose float32, bfloat16 or float64")
+        raise RefusedError(f"--dtype {name}: choose float32, bfloat16 or float64")
     return getattr(torch, name)
 
 
@@ -273,7 +331,7 @@ def _corpus(source: str, vocabulary_size: int, documents: int | None) -> Corpus:
     if source in COLLECTIONS:
         return text.collection(source, documents, vocabulary_size)
     if documents is not None:
-        raise ValueError(f"--documents is for streamed collections ({', '.join(COLLECTIONS)})")
+        raise RefusedError(f"--documents is for streamed collections ({', '.join(COLLECTIONS)})")
     if source == "wikipedia":
         return text.wikipedia_sample(vocabulary_size)
     return text.load(source, vocabulary_size)
@@ -294,7 +352,29 @@ def _vocabulary_of(run_folder: Path) -> int:
     path = run_folder / TOKENIZER_FILE
     if not path.exists():
         raise FileNotFoundError(f"{run_folder} has no {TOKENIZER_FILE}: it is not a run folder")
-    return Tokenizer.from_file(str(path)).get_vocab_size()
+    return int(read_tokenizer(path).get_vocab_size())
+
+
+def _place(out: Path | None) -> Path | None:
+    """Where a result shall be written; refused before the work if that cannot be."""
+    if out is None:
+        return None
+    out = user_path(out)
+    check_writable(out)
+    return out
+
+
+def _by_stem(paths: list[Path]) -> dict[str, Path]:
+    """Files by their names without endings, or by their whole paths where two have the same."""
+    stems = [path.stem for path in dict.fromkeys(paths)]
+    return {
+        _readable(path.stem if stems.count(path.stem) == 1 else str(path)): path for path in paths
+    }
+
+
+def _readable(name: str) -> str:
+    """A file's name as text; in an ASCII locale Python has bytes of it that are no characters."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _train_command(
@@ -343,7 +423,7 @@ def _device(device: str | None) -> str:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {device}: torch finds no CUDA device here; use --device cpu")
+        raise RefusedError(f"--device {device}: torch finds no CUDA device here; use --device cpu")
     return device
 
 
@@ -366,28 +446,61 @@ def _processes(device: str | None) -> Iterator[str]:
 
 @contextmanager
 def _errors_in_one_line() -> Iterator[None]:
-    """What the library refuses or cannot do is said on stderr, without a traceback."""
+    """What is refused or cannot be done is said on stderr in one line, with exit code 2.
+
+    A fault of the program is one line too, with exit code 1. COUPLED_ADAM_TRACEBACK=1 shows where
+    either comes from.
+    """
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (typer.Exit, typer.Abort):
+        raise
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except torch.OutOfMemoryError as error:
         _fail(
             "out of GPU memory: the same command with a larger --accumulation goes on with the "
-            "run; it changes nothing but the memory used"
+            "run; it changes nothing but the memory used",
+            cause=error,
         )
+    except (RefusedError, DivergedError) as error:
+        _fail(str(error), cause=error)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}")
-    except (ValueError, DivergedError) as error:
-        _fail(str(error))
+        _fail(f"{where}{error.strerror or error}", cause=error)
+    except Exception as error:
+        _fail(
+            f"a fault of the program, not of yours ({type(error).__name__}: {error}); "
+            f"{TRACEBACK}=1 in the environment shows where",
+            1,
+            error,
+        )
 
 
-def _fail(message: str) -> None:
+def _say(message: str) -> None:
+    """Print; a reader that has gone, as after ``| head``, is no error."""
+    try:
+        typer.echo(message)
+    except BrokenPipeError:
+        # Python flushes once more in the end, and would complain.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _fail(message: str, code: int = 2, cause: BaseException | None = None) -> NoReturn:
+    if cause is not None and os.environ.get(TRACEBACK) not in (None, "", "0"):
+        raise cause
     typer.echo("coupled-adam: " + " ".join(message.split()), err=True)
-    raise typer.Exit(2)
+    raise typer.Exit(code)
 
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        # What a console cannot show is written out as \\u2014 and the like, and not an error.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="coupled-adam")
 
 

@@ -18,17 +18,21 @@ import numbers
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coupled_adam.errors import RefusedError
+from coupled_adam.extras import needs
 from coupled_adam.figures.page import piece
 
 __all__ = ["Exploration", "explore"]
 
 MOST_SETTINGS = 60
 MOST_KILOBYTES = 800
+_COLOURS = 63
 
 
 def explore(function: Callable[..., Any], /, **knobs: Any) -> Exploration:
@@ -76,14 +80,15 @@ def explore(function: Callable[..., Any], /, **knobs: Any) -> Exploration:
         values: _call(function, made, values)
         for values in itertools.product(*(knob.values for knob in made))
     }
-    kilobytes = sum(len(result.html) for result in set(results.values())) // 1000
+    about = (inspect.getdoc(function) or name.replace("_", " ")).splitlines()[0]
+    explored = Exploration(function, made, results, about)
+    kilobytes = len(explored.html()) // 1000
     if kilobytes > MOST_KILOBYTES:
         raise RefusedError(
             f"the results of explore({name}) take {kilobytes} kB; a page carries at most "
             f"{MOST_KILOBYTES}: draw a smaller figure or fewer points, or give fewer values"
         )
-    about = (inspect.getdoc(function) or name.replace("_", " ")).splitlines()[0]
-    return Exploration(function, made, results, about)
+    return explored
 
 
 class _Knob(NamedTuple):
@@ -99,12 +104,37 @@ class _Knob(NamedTuple):
         return self.name.replace("_", " ")
 
 
-class _Result(NamedTuple):
-    """What one call came to, as HTML, as words, and as a picture if it is one."""
+class _Picture(NamedTuple):
+    """The colours of an opaque picture, three bytes a pixel."""
 
-    html: str
+    width: int
+    height: int
+    colours: bytes
+
+    def array(self) -> NDArray[np.uint8]:
+        """Shape [height, width, 3]."""
+        return np.frombuffer(self.colours, np.uint8).reshape(self.height, self.width, 3)
+
+
+class _Result(NamedTuple):
+    """What one call came to: as words, as HTML, and before that as a picture if it is one."""
+
     words: str
-    png: bytes = b""
+    html: str
+    picture: _Picture | None = None
+
+    def shown(self, over: _Picture | None = None) -> str:
+        """All of it as HTML; the picture perhaps as what differs from another one."""
+        if self.picture is None:
+            return self.html
+        if over is not None and over[:2] != self.picture[:2]:
+            over = None
+        png = base64.b64encode(_compressed(self.picture, over)).decode()
+        return (
+            f'<img src="data:image/png;base64,{png}" alt="{html.escape(self.words, quote=True)}"'
+            f' width="{self.picture.width}" height="{self.picture.height}"'
+            f"{' data-over' if over else ''}>{self.html}"
+        )
 
 
 @dataclass(frozen=True)
@@ -125,13 +155,7 @@ class Exploration:
 
     def html(self) -> str:
         """The knobs over the table of results, as one self-contained piece of HTML."""
-        places: dict[_Result, int] = {}
-        states = [places.setdefault(result, len(places)) for result in self.results.values()]
-        first = places[self.results[self._start()]]
-        inside = "".join(
-            f'<div class="state"{"" if place == first else " hidden"}>{result.html}</div>'
-            for result, place in places.items()
-        )
+        states, inside = self._table
         config = {
             "knobs": [
                 {
@@ -149,8 +173,8 @@ class Exploration:
 
     def png(self) -> bytes:
         """The first setting's result as an opaque picture."""
-        result = self.results[self._start()]
-        return result.png or _picture_of_words(self._words(self._start()))
+        picture = self.results[self._start()].picture
+        return _compressed(picture or _picture_of_words(self._words(self._start())))
 
     def text(self) -> str:
         """What the whole is, and a line for each setting."""
@@ -162,16 +186,17 @@ class Exploration:
         Returns:
             A ``VBox``: the controls in a box, in the order of the knobs, and the result below them.
         """
-        import ipywidgets
+        with needs("book"):
+            import ipywidgets  # type: ignore[import-untyped]
 
-        shown = ipywidgets.HTML(value=self.results[self._start()].html)
+        shown = ipywidgets.HTML(value=self.results[self._start()].shown())
         made = {knob.name: _control(ipywidgets, knob) for knob in self.knobs}
 
         def turn(_: Any) -> None:
             values = tuple(control.value for control in made.values())
             try:
                 result = self.results.get(values) or _call(self.function, self.knobs, values)
-                shown.value = result.html
+                shown.value = result.shown()
             except Exception as error:  # here it would end up in a log that nobody reads
                 shown.value = f"<p>{html.escape(f'{type(error).__name__}: {error}')}</p>"
 
@@ -187,8 +212,24 @@ class Exploration:
     def _words(self, values: tuple[Any, ...]) -> str:
         return f"{_setting(self.knobs, values)}: {self.results[values].words}"
 
+    @cached_property
+    def _table(self) -> tuple[list[int], str]:
+        """Which state belongs to each setting, and the states in HTML, each once."""
+        first = self.results[self._start()]
+        # The first to be seen stands first, so that the others can be drawn over it.
+        places = {first: 0}
+        states = [places.setdefault(result, len(places)) for result in self.results.values()]
+        inside = [f'<div class="state">{first.shown()}</div>']
+        for result in list(places)[1:]:
+            # Axes, labels and contours are the same in all pictures as a rule: drawing them once
+            # makes chapter 02's page of 27 settings a fifth as heavy.
+            shown = result.shown(over=first.picture)
+            inside.append(f'<div class="state" hidden>{shown}</div>')
+        return states, "".join(inside)
+
     def _token(self) -> str:
-        shown = repr([(knob, *self.results.values()) for knob in self.knobs])
+        """A class that the controls have and that the table's script looks for."""
+        shown = repr((self.knobs, self._table))
         return "explore-" + hashlib.sha256(shown.encode()).hexdigest()[:12]
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
@@ -263,7 +304,7 @@ def _knob(name: str, given: Any, default: Any) -> _Knob:
     if len(values) < 2:
         count = "no values" if not values else "only one value"
         raise RefusedError(f"{name} has {count}; a knob needs at least two to choose from")
-    if len({(_is_number(value), value) for value in values}) < len(values):
+    if len(set(values)) < len(values):  # True and 1 are one value to Python
         raise RefusedError(f"{name} has a value twice: {', '.join(map(_say, values))}")
     ordered = all(map(_is_number, values)) and all(a < b for a, b in itertools.pairwise(values))
     start = next((k for k, value in enumerate(values) if _same(value, default)), 0)
@@ -343,26 +384,22 @@ def _call(function: Callable[..., Any], knobs: Sequence[_Knob], values: Sequence
 
 
 def _shown(result: Any, setting: str) -> _Result:
-    """One result as HTML and words."""
+    """One result as words, HTML and perhaps a picture."""
     sentence = ""
+    picture: _Picture | None
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], str):
         result, sentence = result
     figures = sys.modules.get("matplotlib.figure")  # not loaded: then it is no figure
     if figures is not None and isinstance(result, figures.Figure):
-        png, width, height = _compressed(result)
-        words = sentence or setting
-        shown = (
-            f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}"'
-            f' alt="{html.escape(words, quote=True)}" width="{width}" height="{height}">'
-        )
+        picture, words, shown = _picture(result), setting, ""
     elif isinstance(result, str):
-        png, words, shown = b"", result, f"<p>{html.escape(result)}</p>"
+        picture, words, shown = None, result, f"<p>{html.escape(result)}</p>"
     elif isinstance(result, numbers.Real):
         whole = isinstance(result, numbers.Integral | np.bool_)
         words = str(result) if whole else f"{float(result):.6g}"
-        png, shown = b"", f'<p class="value">{words}</p>'
+        picture, shown = None, f'<p class="value">{words}</p>'
     elif callable(getattr(result, "_repr_html_", None)):
-        png, words, shown = b"", str(result), result._repr_html_()
+        picture, words, shown = None, str(result), result._repr_html_()
     else:
         what = "nothing" if result is None else f"something of type {type(result).__name__}"
         raise RefusedError(
@@ -371,35 +408,59 @@ def _shown(result: Any, setting: str) -> _Result:
         )
     if sentence:
         shown += f'<p class="says">{html.escape(sentence)}</p>'
-        words = sentence if png else f"{words}. {sentence}"
-    return _Result(shown, words, png)
+        words = sentence if picture else f"{words}. {sentence}"
+    return _Result(words, shown, picture)
 
 
-def _compressed(figure: Any) -> tuple[bytes, int, int]:
-    """A figure as a small opaque PNG of at most 64 colours, its width and height; closes it.
+def _picture(figure: Any) -> _Picture:
+    """A figure on white; closes it, since an open one would be shown below the cell."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    An open figure would be shown once more below the cell.
-    """
-    from PIL import Image
-
-    raw, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(raw, format="png", facecolor="white")
     if pyplot := sys.modules.get("matplotlib.pyplot"):
         pyplot.close(figure)
-    with Image.open(raw) as image:
-        few = image.convert("RGB").quantize(64, dither=Image.Dither.NONE)
-    few.save(small, format="png", optimize=True)
-    return small.getvalue(), few.width, few.height
+    figure.patch.set(facecolor="white", alpha=1)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # savefig would draw it twice
+    colours = np.asarray(canvas.buffer_rgba())[..., :3]
+    return _Picture(colours.shape[1], colours.shape[0], colours.tobytes())
 
 
-def _picture_of_words(words: str) -> bytes:
-    """Words as an opaque PNG, for places that show neither HTML nor text."""
-    from matplotlib.figure import Figure
+def _picture_of_words(words: str) -> _Picture:
+    """Words as a picture, for places that show neither HTML nor text."""
+    with needs("book"):
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 0.4 + 0.25 * (words.count("\n") + 1)), dpi=110)
     # Dollar signs are the function's own, not mathematics.
     figure.text(0.02, 0.5, words, va="center", family="monospace", size=10, parse_math=False)
-    return _compressed(figure)[0]
+    return _picture(figure)
+
+
+def _compressed(picture: _Picture, over: _Picture | None = None) -> bytes:
+    """A picture as a PNG of at most 63 colours.
+
+    Args:
+        picture: to be compressed.
+        over: another one of the same size. The result is then transparent where the two are alike,
+            to be laid over it.
+    """
+    with needs("book"):
+        from PIL import Image
+
+    colours, file = picture.array(), io.BytesIO()
+    if over is None:
+        few = Image.fromarray(colours).quantize(_COLOURS, dither=Image.Dither.NONE)
+        few.save(file, format="png", optimize=True)
+        return file.getvalue()
+    alike = (colours == over.array()).all(axis=2)
+    rest = Image.fromarray(np.where(alike[..., None], np.uint8(255), colours))
+    few = rest.quantize(_COLOURS, dither=Image.Dither.NONE)
+    palette = (few.getpalette() or [])[: 3 * _COLOURS]
+    # One colour more, and that is none.
+    laid = Image.fromarray(np.where(alike, np.uint8(_COLOURS), np.asarray(few)), mode="P")
+    laid.putpalette(palette + [255] * (3 * (_COLOURS + 1) - len(palette)))
+    laid.save(file, format="png", optimize=True, transparency=_COLOURS)
+    return file.getvalue()
 
 
 def _control(ipywidgets: Any, knob: _Knob) -> Any:

@@ -4,6 +4,8 @@ test_backends.py has whole steps with them.
 """
 
 import os
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -82,11 +84,93 @@ def test_nothing_beside_the_matrix_is_written():
         (lambda x: x, True),
         (lambda x: x.bfloat16(), True),
         (lambda x: x.double(), False),
-        (lambda x: x.T.contiguous().T, False),
+        (lambda x: x.T.contiguous().T, False),  # one of three
         (lambda x: x.to_sparse(1), False),
+        (lambda x: x[:7], False),
+        (lambda x: x[:, :3], False),
+        (lambda x: x.flatten(), False),
+        (lambda x: x.to("meta"), False),
+        (lambda x: x[:1].expand(8, 4), False),
+        (lambda x: torch.complex(x, x).conj().imag, False),
+        (lambda x: x.as_subclass(type("Wrapped", (torch.Tensor,), {})), False),
     ],
 )
 def test_what_fits(change, expected):
     one, *others = matrices((8, 4))
     assert kernel.fits(change(one), *others) == expected
     assert kernel.fits(*others, change(one)) == expected
+
+
+def test_matrices_that_all_lie_transposed_fit():
+    assert kernel.fits(*(one.T.contiguous().T for one in matrices((8, 4))))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize(
+    "change", [lambda x: x[:30], lambda x: x[:, :4], lambda x: x.to("meta")], ids=str
+)
+def test_no_pointer_is_handed_out_for_matrices_that_differ(place, change):
+    given = [change(one) if n == place else one for n, one in enumerate(matrices((40, 5)))]
+    kept = [one.clone() for one in given]
+    factor = torch.ones(5, device=DEVICE)
+    with pytest.raises(ValueError, match="one shape on one device"):
+        kernel.update(*given, factor, weight=0.1, decay=0.0, maximize=False)
+    assert all(
+        torch.equal(a, b) for a, b in zip(given, kept, strict=True) if a.device.type != "meta"
+    )
+
+
+@pytest.mark.parametrize("columns", [1, 4, 6])
+def test_a_factor_of_another_width_is_refused(columns):
+    with pytest.raises(ValueError, match="one number for each of 5 columns"):
+        kernel.update(
+            *matrices((8, 5)), torch.ones(columns, device=DEVICE), weight=0.1, decay=0.0,
+            maximize=False,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_transposed_matrix_is_stepped_alike(shape):
+    parameter, gradient, moment = matrices(shape)
+    lying = [one.T.contiguous().T for one in (parameter, gradient, moment)]
+    sums = kernel.sum_of_squares(gradient)
+    torch.testing.assert_close(kernel.sum_of_squares(lying[1]), sums, rtol=2e-6, atol=0)
+    factor = -torch.rand(shape[1], generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    for given in ((parameter, gradient, moment), lying):
+        kernel.update(*given, factor, weight=0.1, decay=-1e-3, maximize=False)
+    assert torch.equal(parameter, lying[0]) and torch.equal(moment, lying[2])
+
+
+def test_kernels_are_launched_on_the_device_of_the_matrices(monkeypatch):
+    """With the model on one GPU while another is current, Triton would launch on the other."""
+    launches, current = [], []
+
+    @contextmanager
+    def on_device_of(tensor):
+        current.append(tensor)
+        yield
+        current.pop()
+
+    class Launched:
+        def __getitem__(self, grid):
+            return lambda *arguments: launches.append((current[-1], arguments[0]))
+
+    monkeypatch.setattr(kernel, "_on_device_of", on_device_of)
+    for name in ("_sum_of_squares", "_update"):
+        monkeypatch.setattr(kernel, name, Launched())
+    parameter, gradient, moment = matrices((8, 5))
+    kernel.sum_of_squares(gradient)
+    factor = torch.ones(5, device=DEVICE)
+    kernel.update(parameter, gradient, moment, factor, weight=0.1, decay=0.0, maximize=False)
+    assert [device_of is first for device_of, first in launches] == [True, True]
+    assert not current
+
+
+def test_the_device_of_a_tensor_is_made_the_current_one(monkeypatch):
+    entered = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(entered.append(device)))
+    second = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))
+    with kernel._on_device_of(second):
+        assert entered == [torch.device("cuda", 1)]
+    with kernel._on_device_of(torch.zeros(1)):
+        assert len(entered) == 1

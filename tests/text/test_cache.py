@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from coupled_adam import files
+from coupled_adam.errors import RefusedError
 from coupled_adam.text import Corpus, TextError, cache, load, sources, tokens
 from coupled_adam.text.corpus import open_corpus
 
@@ -205,6 +207,115 @@ def test_a_damaged_entry_is_built_again(text_file, folder, damage):
     assert contents(folder / entry) == before
 
 
+@pytest.fixture
+def hashed(monkeypatch) -> list[str]:
+    """The names of the files of the cache that are hashed from here on."""
+    names, digest = [], files.digest
+
+    def noted(path):
+        names.append(Path(path).name)
+        return digest(path)
+
+    monkeypatch.setattr(files, "digest", noted)
+    return names
+
+
+ALL = ["counts.bin", "tokenizer.json", "train.bin", "validation.bin"]
+
+
+def test_token_files_are_hashed_once(corpus, text_file, folder, hashed):
+    for _ in range(3):
+        assert load(text_file, 300, cache=folder).fingerprint == corpus.fingerprint
+    assert hashed == []  # they were when they were written
+
+
+def test_token_files_that_were_copied_here_are_hashed_once(corpus, text_file, tmp_path, hashed):
+    copied = tmp_path / "copied"
+    shutil.copytree(corpus.folder.parent, copied)
+    assert load(text_file, 300, cache=copied).fingerprint == corpus.fingerprint
+    assert sorted(hashed) == ALL
+    load(text_file, 300, cache=copied)
+    assert sorted(hashed) == ALL
+
+
+@pytest.mark.parametrize(
+    "note", [None, b"", b"{}", b"[]", b"{", b"null", b'{"train.bin": 1}', b"\xff\xff"]
+)
+def test_without_the_note_that_they_are_whole_they_are_hashed(
+    corpus, text_file, folder, hashed, note
+):
+    path = corpus.folder / "checked.json"
+    path.unlink() if note is None else path.write_bytes(note)
+    load(text_file, 300, cache=folder)
+    load(text_file, 300, cache=folder)
+    assert sorted(hashed) == ALL
+
+
+def same_size_and_time(folder):
+    path = folder / "train.bin"
+    times = path.stat()
+    path.rename(folder.parent / "old.lock")  # so that the inode is not given again
+    path.write_bytes(bytes(times.st_size))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def same_size(folder):
+    path = folder / "counts.bin"
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def longer(folder):
+    with (folder / "train.bin").open("ab") as file:
+        file.write(b"xx")
+
+
+def another_hash(folder):
+    path = folder / "meta.json"
+    meta = json.loads(path.read_text())
+    meta["files"]["train.bin"] = meta["files"]["validation.bin"]
+    path.write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize("damage", [same_size_and_time, same_size, longer, another_hash, truncated])
+def test_damage_is_noticed_although_the_files_were_whole_before(corpus, text_file, folder, damage):
+    before = contents(corpus.folder)
+    damage(corpus.folder)
+    load(text_file, 300, cache=folder)
+    assert contents(corpus.folder) == before
+
+
+def test_a_cache_that_cannot_be_written_is_read(corpus, text_file, folder, monkeypatch, hashed):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files, "locked", refuse)
+    monkeypatch.setattr(files, "write_json", refuse)
+    assert load(text_file, 300, cache=folder).fingerprint == corpus.fingerprint
+    (corpus.folder / "checked.json").unlink()
+    assert load(text_file, 300, cache=folder).fingerprint == corpus.fingerprint
+    with pytest.raises(OSError, match=r"cannot write token files .*: Permission denied; choose"):
+        load(text_file, 301, cache=folder)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "says"),
+    [
+        ("{file}", "File exists; choose another folder"),
+        ("{file}/below", "Not a directory; choose another folder"),
+        ("/dev/null", "choose another folder"),
+        ("/proc/cache", "No such file or directory; choose another folder"),
+        ("{circle}", "choose another folder"),
+    ],
+)
+def test_a_cache_that_is_no_folder_is_named(text_file, tmp_path, monkeypatch, chosen, says):
+    (tmp_path / "circle").symlink_to("circle")
+    chosen = chosen.format(file=text_file, circle=tmp_path / "circle")
+    monkeypatch.setenv("COUPLED_ADAM_CACHE", chosen)
+    with pytest.raises(OSError, match=rf"cannot write token files .* {chosen}: .*{says}"):
+        load(text_file, 300)
+    assert text_file.is_file()
+
+
 def test_a_folder_that_is_gone_is_named(corpus):
     folder = corpus.folder
     shutil.rmtree(folder)
@@ -217,8 +328,28 @@ def test_the_cache_folder_can_be_chosen(tmp_path, monkeypatch):
     assert cache.cache_folder() == tmp_path / "chosen"
     assert cache.cache_folder(tmp_path / "given") == tmp_path / "given"
     monkeypatch.delenv("COUPLED_ADAM_CACHE")
-    variable = "LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME"
-    monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.setenv("COUPLED_ADAM_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache.cache_folder() == tmp_path / "coupled-adam"
-    monkeypatch.delenv(variable)
+    monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache.cache_folder().is_relative_to(Path.home())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("COUPLED_ADAM_CACHE", "~/chosen")
+    assert cache.cache_folder() == tmp_path / "chosen"
+
+
+@pytest.mark.parametrize("home", [None, "", "relative"])
+@pytest.mark.parametrize("chosen", [None, "~/cache", "~nobody_here/cache"])
+def test_without_a_home_folder_it_says_how_to_choose_one(monkeypatch, tmp_path, home, chosen):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME")
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)  # as in a container: of no known user
+    monkeypatch.delenv("COUPLED_ADAM_CACHE", raising=False)
+    if chosen:
+        monkeypatch.setenv("COUPLED_ADAM_CACHE", chosen)
+    with pytest.raises(RefusedError, match=r"no folder to keep token files .* COUPLED_ADAM_CACHE"):
+        cache.cache_folder()
+    assert cache.cache_folder(tmp_path / "given") == tmp_path / "given"

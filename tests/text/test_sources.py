@@ -4,6 +4,7 @@ import bz2
 import gzip
 import importlib.util
 import lzma
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coupled_adam.errors import RefusedError
 from coupled_adam.text import END_OF_TEXT, TextError, load, sources, wikipedia_sample
 from coupled_adam.text.sources import clean_article
 
@@ -139,6 +141,41 @@ def test_marks_of_other_systems_are_normalised(tmp_path, text):
     assert load(plain, 300, cache).fingerprint == load(marked, 300, cache).fingerprint
 
 
+@pytest.mark.parametrize("block", [17, 64, 1 << 20])
+def test_marks_of_joined_files_are_no_text(tmp_path, text, monkeypatch, block):
+    """As cat makes them of files that an editor has saved; none hides a separator."""
+    monkeypatch.setattr(sources, "BLOCK", block)
+    mark, cache = b"\xef\xbb\xbf", tmp_path / "cache"
+    half, end = text[: len(text) // 2], END_OF_TEXT.encode() + b"\n"
+    pieces = [half.encode() + b"\n", end, text.encode() + b"\n", end, b"third\n"]
+    (tmp_path / "plain.txt").write_bytes(b"".join(pieces))
+    plain = load(tmp_path / "plain.txt", 300, cache)
+    assert (plain.train == 0).sum() + (plain.validation == 0).sum() == 4  # one is cut
+    for name, marked in {
+        "every": [mark + piece for piece in pieces],
+        "double": [mark + mark + pieces[0], *pieces[1:]],
+        "windows": [mark + piece.replace(b"\n", b"\r\n") for piece in pieces],
+    }.items():
+        (tmp_path / f"{name}.txt").write_bytes(b"".join(marked))
+        assert load(tmp_path / f"{name}.txt", 300, cache).fingerprint == plain.fingerprint
+
+
+def test_a_pipe_is_refused_since_it_is_read_twice(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/null"):
+        with pytest.raises(TextError, match="is neither a file nor a folder: save the text"):
+            load(path, 300, tmp_path / "cache")
+
+
+def test_a_home_folder_is_meant_by_its_sign(tmp_path, text_file, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    there = load(text_file, 300, tmp_path / "cache")
+    here = load(f"~/{text_file.name}", 300, "~/cache")
+    assert (here.fingerprint, here.folder) == (there.fingerprint, there.folder)
+    with pytest.raises(RefusedError, match=r"~nobody_here/a\.txt: there is no home folder"):
+        load("~nobody_here/a.txt", 300, tmp_path / "cache")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -150,6 +187,9 @@ def test_marks_of_other_systems_are_normalised(tmp_path, text):
         ("bom.txt", b"\xef\xbb\xbfab\xff", r"bom\.txt is not UTF-8: byte 5 .* 0xff"),
         ("cut.txt", "naï".encode()[:-1], r"cut\.txt is not UTF-8: byte 2 "),
         ("wide.txt", "text".encode("utf-16"), r"wide\.txt is UTF-16, not UTF-8"),
+        ("wide.txt", "text".encode("utf-16-be"), r"wide\.txt is UTF-16, not UTF-8"),
+        ("wide.txt", "text".encode("utf-32"), r"wide\.txt is UTF-32, not UTF-8"),
+        ("wide.txt.gz", gzip.compress("text".encode("utf-16-le")), r"gz is UTF-16, not UTF-8"),
         ("not.txt.gz", b"plain text", r"not\.txt\.gz cannot be unpacked"),
         ("not.txt.xz", b"plain text", r"not\.txt\.xz cannot be unpacked"),
         ("not.txt.bz2", b"plain text", r"not\.txt\.bz2 cannot be unpacked"),

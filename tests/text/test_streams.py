@@ -181,6 +181,56 @@ def test_too_little_text_is_refused_with_what_to_do(tmp_path):
         prepare(Collection(), tmp_path, 0)
 
 
+@pytest.mark.parametrize("documents", [251, 280, 281, 1000])
+def test_a_stream_that_ends_early_says_so_and_goes_on_when_it_is_whole(tmp_path, documents):
+    with pytest.raises(TextError, match=rf"ended after 250 documents of the {documents:,} .* kept"):
+        prepare(Collection(), tmp_path, documents)
+    longer = Collection(size=2000)
+    corpus = prepare(longer, tmp_path, documents)
+    assert longer.starts == [240]  # whole shards are not asked for again
+    found = texts_of(corpus, "train") + texts_of(corpus, "validation")
+    assert sorted(found) == sorted(document(k) for k in range(documents))
+
+
+def test_shards_serve_any_number_of_documents(whole, tmp_path):
+    with pytest.raises(TextError, match="ended after 250"):
+        prepare(Collection(), tmp_path, 300)
+    for documents in (130, 200, 250, None):
+        source = Collection()
+        corpus = prepare(source, tmp_path, documents)
+        found = texts_of(corpus, "train") + texts_of(corpus, "validation")
+        assert sorted(found) == sorted(document(k) for k in range(documents or 250))
+        if documents == 130:
+            assert source.starts == [120]
+    assert_same_corpus(corpus, whole)
+    assert not list(tmp_path.glob("*.parts"))
+
+
+def test_a_shard_that_was_cut_short_is_not_the_end_of_the_stream(whole, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("coupled_adam.text.tokens._append", full)
+        with pytest.raises(OSError, match="No space left"):
+            prepare(Collection(), tmp_path, 30)
+    assert [path.name for path in tmp_path.glob("*.parts/*.npz")] == ["000000-30.npz"]
+    assert_same_corpus(prepare(Collection(), tmp_path), whole)
+
+
+@pytest.mark.parametrize("given", ["one text", b"bytes", None, {"text": "a dict"}, 7])
+def test_what_gives_no_texts_is_refused(tmp_path, given):
+    kind = type(given).__name__
+    with pytest.raises(TextError, match=rf"start\(0\) of mine must give texts .* {kind}: return"):
+        stream("mine", lambda first: given, 250, VOCABULARY, tmp_path)
+
+
+@pytest.mark.parametrize("texts", [[], ["", " \n"] * 50, ["\ufeff"]])
+def test_a_stream_without_words_is_too_small(tmp_path, texts):
+    with pytest.raises(TextError, match="mine is too small for a vocabulary of 300"):
+        stream("mine", lambda first: texts[first:], None, VOCABULARY, tmp_path)
+
+
 def test_without_datasets_it_says_what_to_install(tmp_path, monkeypatch):
     real = builtins.__import__
 
@@ -196,14 +246,27 @@ def test_without_datasets_it_says_what_to_install(tmp_path, monkeypatch):
         collection("c4", cache=tmp_path)
 
 
-def test_datasets_streams_from_any_document_on(tmp_path, monkeypatch):
+def write_jsonl(path: Path, texts: list[str | None]) -> None:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def write_parquet(path: Path, texts: list[str | None]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=25)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("same_version", [True, False])
+def test_datasets_streams_from_any_document_on(tmp_path, monkeypatch, kind, same_version):
     """The real package, on files of its own kind that are here."""
-    pytest.importorskip("datasets", reason="datasets is not installed")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
     (tmp_path / "rows").mkdir()
     parts = (range(40), range(40, 70), range(70, 90), range(90, 91), range(91, 250))
     for number, documents in enumerate(parts):
-        lines = (json.dumps({"text": document(k)}) + "\n" for k in documents)
-        (tmp_path / "rows" / f"train-{number}.jsonl").write_text("".join(lines))
+        write = {"jsonl": write_jsonl, "parquet": write_parquet}[kind]
+        write(tmp_path / "rows" / f"train-{number}.{kind}", [document(k) for k in documents])
     monkeypatch.setitem(streams.COLLECTIONS, "fineweb", (str(tmp_path / "rows"), None))
     monkeypatch.setattr(streams, "SHARD", 40)
     broken, whole_shard = streams._encoded_shard, []
@@ -219,10 +282,13 @@ def test_datasets_streams_from_any_document_on(tmp_path, monkeypatch):
         collection("fineweb", None, VOCABULARY, tmp_path / "cache")
     opened = []
     monkeypatch.setattr(streams._Rows, "__iter__", counting(streams._Rows.__iter__, opened))
+    if not same_version:  # its places may be of another form
+        monkeypatch.setattr(datasets, "__version__", "99.0")
     corpus = collection("fineweb", None, VOCABULARY, tmp_path / "cache")
     assert texts_of(corpus, "train") == [document(k) for k in range(250) if k % 8 != 7]
     # 120 documents were kept, 91 of them the whole of four files. The last of these is looked at.
-    assert opened == [["train-3.jsonl", "train-4.jsonl"]]
+    looked_at = {"jsonl": [3, 4], "parquet": [4]}[kind] if same_version else range(5)
+    assert opened == [[f"train-{number}.{kind}" for number in looked_at]]
 
 
 def counting(rows_of, opened):
@@ -245,7 +311,11 @@ audited: list[list[str]] = []
 
 @sys.addaudithook
 def _note_opened_rows(event, arguments):
-    if event == "open" and isinstance(arguments[0], str) and arguments[0].endswith(".jsonl"):
+    if (
+        event == "open"
+        and isinstance(arguments[0], str)
+        and arguments[0].endswith((".jsonl", ".parquet"))
+    ):
         for files in audited:
             files.append(os.path.basename(arguments[0]))
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from coupled_adam.extras import needs
 from coupled_adam.figures import _arithmetic as arithmetic
 from coupled_adam.palette import colour, label
 
@@ -22,7 +23,8 @@ def picture(kind: str, config: dict[str, Any]) -> bytes:
         config: what its script is given.
     """
     # Not through pyplot: that would leave open figures behind and disturb a notebook's own.
-    from matplotlib.figure import Figure
+    with needs("book"):
+        from matplotlib.figure import Figure
 
     columns = {"cloud": 3, "toy_updates": len(config.get("optimizers", ()))}.get(kind, 2)
     height = {"cloud": 3.8, "toy_updates": 4.1}.get(kind, 3.4)

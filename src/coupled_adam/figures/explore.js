@@ -38,6 +38,10 @@ function shareOutput(root, token) {
 
 start("explore", (root, config) => {
   const states = root.querySelectorAll(".state");
+  // Most pictures hold only what differs from the first one, which is laid below them.
+  const first = states[0].querySelector("img");
+  for (const picture of root.querySelectorAll("[data-over]"))
+    picture.style.background = `#fff url(${first.getAttribute("src")}) 0 0 / 100% 100%`;
   const choices = config.knobs.map((knob) => knob.start);
   const sizes = config.knobs.map((knob) => knob.values.length);
   const now = element("p", { class: "unseen", "aria-live": "polite" }, root);

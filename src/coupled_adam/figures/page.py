@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 from coupled_adam.arms import ARMS
-from coupled_adam.palette import css
+from coupled_adam.palette import css, labels
 
 _SCRIPTS = {
     "cloud": ("common.js", "model.js", "cloud.js"),
@@ -70,9 +70,9 @@ _MARK = (
 @cache
 def script(kind: str) -> str:
     """The script of one kind of figure, in a scope of its own, with the look of all arms."""
-    labels = json.dumps({arm.name: arm.label for arm in ARMS.values()}, ensure_ascii=False)
+    names = json.dumps(labels(), ensure_ascii=False)
     markers = json.dumps({arm.name: arm.marker for arm in ARMS.values()})
-    arms = f"const NAMES = {labels};\nconst MARKERS = {markers};"
+    arms = f"const NAMES = {names};\nconst MARKERS = {markers};"
     body = "\n".join([arms, *map(source, _SCRIPTS[kind])])
     # A closing tag inside a string would end the script for the browser.
     return f'(() => {{\n"use strict";\n{body}\n}})();'.replace("</script", "<\\/script")

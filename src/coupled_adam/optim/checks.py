@@ -30,6 +30,61 @@ def state_shapes(parameter: Tensor, group: dict[str, Any]) -> dict[str, torch.Si
     return shapes
 
 
+def check_group(group: dict[str, Any]) -> None:
+    """Refuse a coupled group that cannot be coupled correctly.
+
+    Raises:
+        ValueError: if it is empty, or holds something other than dense floating-point matrices of
+            at least two tokens, whole or in shards that say which rows they are.
+    """
+    if not group["coupled"]:
+        return
+    if group["vocabulary_dim"] not in (0, 1):
+        raise ValueError(
+            f"vocabulary_dim={group['vocabulary_dim']!r} of a coupled group has to be 0, for "
+            "matrices of shape [tokens, width], or 1, for [width, tokens]"
+        )
+    # ZeroRedundancyOptimizer gives each process some of the parameters, and maybe none of a group.
+    elsewhere = sharding.several_processes() and "process_group" not in group
+    if not group["params"] and not elsewhere:
+        raise ValueError(
+            "a coupled group holds no parameters, so nothing would be coupled: pass the embedding "
+            "matrix (where rows are shared out with process_group=, a shard of no rows on a "
+            "process that has none), or leave the group out"
+        )
+    for parameter in group["params"]:
+        shape = tuple(parameter.shape)
+        if group["differentiable"] and (sharding.is_dtensor(parameter) or "process_group" in group):
+            raise ValueError(
+                f"a coupled group with differentiable=True got a matrix of shape {shape} that is "
+                "spread over processes; the sum over them has no derivative here: pass the whole "
+                "matrix as a plain tensor"
+            )
+        if parameter.dim() != 2:
+            raise ValueError(
+                f"a coupled group got a parameter of shape {shape}; a mean over the vocabulary "
+                "needs a matrix of shape [tokens, width]: put vectors and other shapes in a group "
+                "of their own without coupled=True (a flat parameter of FSDP1 cannot be coupled: "
+                "shard with torch.distributed.fsdp.fully_shard)"
+            )
+        sharding.check(parameter, group)
+        # A row shard can be as small as nothing.
+        tokens, width = shape if group["vocabulary_dim"] == 0 else shape[::-1]
+        if (tokens < 2 and "process_group" not in group) or width < 1:
+            raise ValueError(
+                f"a coupled group got a matrix of shape {shape}; with fewer than two rows (or, "
+                "for vocabulary_dim=1, columns) there is nothing to share: pass the whole "
+                "embedding matrix"
+            )
+        if not parameter.is_floating_point():
+            raise ValueError(
+                f"a coupled group got a {parameter.dtype} matrix of shape {shape}; only real "
+                "floating-point embeddings can be coupled"
+            )
+        if parameter.layout != torch.strided:
+            raise ValueError(f"a coupled group got a {parameter.layout} matrix; make it dense")
+
+
 def check_new(parameter: Tensor, group: dict[str, Any]) -> None:
     """Refuse, before it has a state, a parameter that torch's step with these options refuses.
 
@@ -65,6 +120,46 @@ def check_gradient(parameter: Tensor, gradient: Tensor) -> None:
             f"a parameter of shape {tuple(parameter.shape)} has a gradient in the layout "
             f"{gradient.layout}: only dense gradients and those of nn.Embedding(..., sparse=True) "
             "can be taken"
+        )
+
+
+def check_sparse(parameter: Tensor, group: dict[str, Any]) -> None:
+    """Refuse a sparse gradient for which lazy Coupled Adam is not defined.
+
+    Raises:
+        RuntimeError: if the parameter's group is not coupled, has weight decay, an option that
+            needs every step to be the same, or its tokens in columns.
+    """
+    shape = tuple(parameter.shape)
+    if not group["coupled"]:
+        raise RuntimeError(
+            f"a parameter of shape {shape} has a sparse gradient, which only coupled groups can "
+            "take: put the embedding into a group with coupled=True, or build it with "
+            "nn.Embedding(..., sparse=False)"
+        )
+    if group["vocabulary_dim"] != 0:
+        raise RuntimeError(
+            f"a parameter of shape {shape} has a sparse gradient and its group vocabulary_dim=1: "
+            "a sparse gradient leaves out rows, and there the rows are no tokens; build the "
+            "matrix as [tokens, width], or with dense gradients"
+        )
+    if parameter.grad.sparse_dim() != 1:
+        raise RuntimeError(
+            f"the gradient of a parameter of shape {shape} is sparse in both dimensions; only "
+            "whole rows may be missing, as in the gradients of nn.Embedding(..., sparse=True)"
+        )
+    for option in ("capturable", "differentiable"):
+        if group[option]:
+            raise RuntimeError(
+                f"a parameter of shape {shape} has a sparse gradient, and {option}=True: which "
+                f"rows are stepped depends on the batch, so use {option}=False, or build the "
+                "embedding with sparse=False"
+            )
+    if group["weight_decay"] != 0:
+        raise RuntimeError(
+            f"a parameter of shape {shape} has a sparse gradient, and weight_decay="
+            f"{group['weight_decay']}: a lazy step would decay rows only when they occur, so set "
+            "weight_decay=0.0 for its group"
         )
 
 
@@ -116,6 +211,35 @@ def check_state(parameter: Tensor, state: dict[str, Any], group: dict[str, Any])
         raise RuntimeError("lr as a Tensor is not supported for capturable=False and foreach=True")
 
 
+def check_parts(
+    parameter: Tensor, held: Tensor, gradient: Tensor, first_moment: Tensor, second_moment: Tensor
+) -> None:
+    """Refuse parts of sharded tensors that are not of the same rows and columns.
+
+    Args:
+        parameter: the whole, for the message.
+        held: the part of it on this process, tokens first.
+        gradient: its gradient, tokens first.
+        first_moment: its first moment, tokens first.
+        second_moment: the shared one of its columns.
+
+    Raises:
+        RuntimeError: if one has another shape, as where the state is placed otherwise.
+    """
+    for name, part, shape in (
+        ("gradient", gradient, held.shape),
+        ("exp_avg", first_moment, held.shape),
+        ("exp_avg_sq", second_moment, held.shape[1:]),
+    ):
+        if part.shape != shape:
+            raise RuntimeError(
+                f"this process has {tuple(held.shape)} (tokens, width) of a parameter of shape "
+                f"{tuple(parameter.shape)} and {tuple(part.shape)} of its {name}: the two are "
+                "placed differently; load the state with set_optimizer_state_dict of "
+                "torch.distributed.checkpoint.state_dict, which places it like the parameter"
+            )
+
+
 def check_loaded(
     parameter: Tensor, loaded: dict[str, Any], group: dict[str, Any], source: dict[str, Any]
 ) -> None:
@@ -152,7 +276,9 @@ def _check_loaded_moment(
     name: str, value: Tensor, parameter: Tensor, group: dict[str, Any], source: dict[str, Any]
 ) -> None:
     shape = tuple(parameter.shape)
-    if sharding.is_dtensor(parameter) and not sharding.is_dtensor(value):
+    plain = sharding.is_dtensor(parameter) and not sharding.is_dtensor(value)
+    # A shared moment can be made of a whole one; the first moment of a plain state is refused.
+    if plain and (name == "exp_avg" or not group["coupled"]):
         raise ValueError(
             f"{name} of a sharded matrix of shape {shape} is a plain tensor: load the state with "
             "set_optimizer_state_dict of torch.distributed.checkpoint.state_dict, which shards it "

@@ -146,7 +146,6 @@ class CoupledAdamW(AdamW):
         coupled: bool = False,
         vocabulary_dim: int = 0,
     ) -> None:
-        # AdamW's constructor adds the groups before it could learn of further defaults.
         self._further_defaults = {"coupled": coupled, "vocabulary_dim": vocabulary_dim}
         super().__init__(
             params,
@@ -161,20 +160,19 @@ class CoupledAdamW(AdamW):
             differentiable=differentiable,
             fused=fused,
         )
-        # In the defaults, since copies and pickles of an optimizer keep those and no attribute.
-        self.defaults.update(self._further_defaults)
         # With this flag GradScaler would leave unscaling and skipping to the step, of which only
         # torch's fused kernel is capable; without it, it does both itself, for every group.
         self._step_supports_amp_scaling = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, coupled if it says ``coupled=True``; as in ``torch.optim.Optimizer``."""
-        further = getattr(self, "_further_defaults", _PLAIN_ADAMW)
-        for key, default in further.items():
-            param_group.setdefault(key, self.defaults.get(key, default))
+        # Here, since AdamW's constructor adds the groups before it could learn of ours; and in the
+        # defaults, since copies and pickles of an optimizer keep those and no attribute.
+        for key, default in getattr(self, "_further_defaults", _PLAIN_ADAMW).items():
+            self.defaults.setdefault(key, default)
         super().add_param_group(param_group)
         try:
-            _check_group(self.param_groups[-1])
+            checks.check_group(self.param_groups[-1])
         except ValueError:
             self.param_groups.pop()
             raise
@@ -193,6 +191,11 @@ class CoupledAdamW(AdamW):
         state_dict = super().state_dict()
         for group in state_dict["param_groups"]:
             group.pop("process_group", None)
+        if sharding.broadcast_follows():
+            for group in state_dict["param_groups"]:
+                for key in group["params"] if group["coupled"] else ():
+                    if key in state_dict["state"]:
+                        state_dict["state"][key] = _with_whole_moments(state_dict["state"][key])
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -228,7 +231,7 @@ class CoupledAdamW(AdamW):
                 self.param_groups, own, loaded["param_groups"], strict=True
             ):
                 group.update(kept)
-                _check_group(group)
+                checks.check_group(group)
                 for parameter, key in zip(group["params"], source["params"], strict=True):
                     if loaded["state"].get(key):
                         self._convert_state(parameter, loaded["state"][key], group, source)
@@ -310,27 +313,28 @@ class CoupledAdamW(AdamW):
             held, dtype = _tokens_first(sharding.local(parameter), group), state_dtype(parameter)
             if parameter in present:
                 gradient, state = present[parameter]
+                moment = _tokens_first(sharding.local(state["exp_avg"]), group)
                 rows = None
                 if gradient.is_sparse:
                     gradient = gradient.coalesce()
                     rows, gradient = gradient.indices()[0], gradient.values()
                 else:
                     gradient = _tokens_first(sharding.local_gradient(gradient, parameter), group)
+                    checks.check_parts(
+                        parameter, held, gradient, moment, sharding.local(state["exp_avg_sq"])
+                    )
+                if not torch.compiler.is_compiling():
+                    memory.check(held, gradient, moment)
                 if grad_scale is not None:
                     # In place, as torch's fused step leaves it.
                     gradient.div_(grad_scale.to(gradient.device, non_blocking=True))
-                kernel = None
-                moment = _tokens_first(sharding.local(state["exp_avg"]), group)
-                if not torch.compiler.is_compiling():
-                    memory.check(held, gradient, moment)
-                if rows is None:
-                    kernel = _kernel_for(group, held, gradient, moment)
+                kernel = _kernel_for(group, held, gradient, moment) if rows is None else None
                 total = (
                     kernel.sum_of_squares(gradient)
                     if kernel is not None
                     else _sum_of_squares(gradient, dtype)
                 )
-                sums = sharding.ColumnSums(total, held.shape[0], groups)
+                sums = sharding.ColumnSums(total, held.shape[0], groups, sparse=rows is not None)
                 yield _Swept(group, parameter, sums, gradient, rows, kernel)
             elif groups:
                 # Another process may have a gradient for its rows: these count as zeros then.
@@ -375,7 +379,7 @@ class CoupledAdamW(AdamW):
             touched = first_moment[swept.rows].lerp_(gradient.to(first_moment.dtype), 1 - beta1)
             first_moment[swept.rows] = touched
             weight[swept.rows] = weight[swept.rows].addcmul_(touched, factor)
-        else:
+        elif not swept.sums.rows_wait():
             if gradient is None:
                 gradient = first_moment.new_zeros(()).expand_as(first_moment)
             share = _like(1 - beta1, first_moment)
@@ -417,19 +421,28 @@ class CoupledAdamW(AdamW):
 
     def _with_gradients(self, group: dict[str, Any]) -> Iterator[_Present]:
         """The group's parameters that have a gradient, each with its (new or old) state."""
-        _check_group(group)
+        checks.check_group(group)
         for parameter in group["params"]:
             if parameter.grad is None:
                 continue
             checks.check_gradient(parameter, parameter.grad)
             if parameter.grad.is_sparse:
-                _check_sparse(parameter, group)
+                checks.check_sparse(parameter, group)
             state = self.state[parameter]
             if not state:
                 checks.check_new(parameter, group)
                 _start_state(state, parameter, group)
             checks.check_state(parameter, state, group)
             yield parameter, parameter.grad, state
+
+
+def _with_whole_moments(state: dict[str, Any]) -> dict[str, Any]:
+    """A coupled matrix's state in which its shared moments are plain tensors; a collective."""
+    whole = dict(state)
+    for key in checks.SECOND_MOMENTS:
+        if key in whole and sharding.is_dtensor(whole[key]):
+            whole[key] = whole[key].full_tensor()
+    return whole
 
 
 def _plain_step(
@@ -542,11 +555,11 @@ def _factor_and_decay(
 
 def _bias_correction(beta: float | Tensor, step: float | Tensor) -> float | Tensor:
     """``1 - beta**step``; for a tensor without the cancellation that float32 would suffer."""
+    if not isinstance(beta, Tensor) and not isinstance(step, Tensor):
+        return 1 - beta**step
     if isinstance(beta, Tensor):
         return -torch.expm1(step * torch.log(beta))
-    if isinstance(step, Tensor):
-        return -torch.expm1(step * (math.log(beta) if beta > 0 else -math.inf))
-    return 1 - beta**step
+    return -torch.expm1(step * (math.log(beta) if beta > 0 else -math.inf))
 
 
 def _start_state(state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> None:
@@ -598,85 +611,3 @@ def _sum_of_squares(gradient: Tensor, dtype: torch.dtype) -> Tensor:
     for block in gradient.split(_ROWS_AT_ONCE):
         total[: len(block)].addcmul_(block, block)
     return total.sum(0)
-
-
-def _check_sparse(parameter: Tensor, group: dict[str, Any]) -> None:
-    """Refuse a sparse gradient for which lazy Coupled Adam is not defined."""
-    shape = tuple(parameter.shape)
-    if not group["coupled"]:
-        raise RuntimeError(
-            f"a parameter of shape {shape} has a sparse gradient, which only coupled groups can "
-            "take: put the embedding into a group with coupled=True, or build it with "
-            "nn.Embedding(..., sparse=False)"
-        )
-    if group["vocabulary_dim"] != 0:
-        raise RuntimeError(
-            f"a parameter of shape {shape} has a sparse gradient and its group vocabulary_dim=1: "
-            "a sparse gradient leaves out rows, and there the rows are no tokens; build the "
-            "matrix as [tokens, width], or with dense gradients"
-        )
-    if parameter.grad.sparse_dim() != 1:
-        raise RuntimeError(
-            f"the gradient of a parameter of shape {shape} is sparse in both dimensions; only "
-            "whole rows may be missing, as in the gradients of nn.Embedding(..., sparse=True)"
-        )
-    for option in ("capturable", "differentiable"):
-        if group[option]:
-            raise RuntimeError(
-                f"a parameter of shape {shape} has a sparse gradient, and {option}=True: which "
-                f"rows are stepped depends on the batch, so use {option}=False, or build the "
-                "embedding with sparse=False"
-            )
-    if group["weight_decay"] != 0:
-        raise RuntimeError(
-            f"a parameter of shape {shape} has a sparse gradient, and weight_decay="
-            f"{group['weight_decay']}: a lazy step would decay rows only when they occur, so set "
-            "weight_decay=0.0 for its group"
-        )
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    """Refuse a coupled group that cannot be coupled correctly."""
-    if not group["coupled"]:
-        return
-    if group["vocabulary_dim"] not in (0, 1):
-        raise ValueError(
-            f"vocabulary_dim={group['vocabulary_dim']!r} of a coupled group has to be 0, for "
-            "matrices of shape [tokens, width], or 1, for [width, tokens]"
-        )
-    if not group["params"]:
-        raise ValueError(
-            "a coupled group holds no parameters, so nothing would be coupled: pass the embedding "
-            "matrix, or leave the group out"
-        )
-    for parameter in group["params"]:
-        shape = tuple(parameter.shape)
-        if group["differentiable"] and (sharding.is_dtensor(parameter) or "process_group" in group):
-            raise ValueError(
-                f"a coupled group with differentiable=True got a matrix of shape {shape} that is "
-                "spread over processes; the sum over them has no derivative here: pass the whole "
-                "matrix as a plain tensor"
-            )
-        if parameter.dim() != 2:
-            raise ValueError(
-                f"a coupled group got a parameter of shape {shape}; a mean over the vocabulary "
-                "needs a matrix of shape [tokens, width]: put vectors and other shapes in a group "
-                "of their own without coupled=True (a flat parameter of FSDP1 cannot be coupled: "
-                "shard with torch.distributed.fsdp.fully_shard)"
-            )
-        sharding.check(parameter, group)
-        # A row shard can be as small as nothing.
-        tokens, width = shape if group["vocabulary_dim"] == 0 else shape[::-1]
-        if (tokens < 2 and "process_group" not in group) or width < 1:
-            raise ValueError(
-                f"a coupled group got a matrix of shape {shape}; with fewer than two rows (or, "
-                "for vocabulary_dim=1, columns) there is nothing to share: pass the whole "
-                "embedding matrix"
-            )
-        if not parameter.is_floating_point():
-            raise ValueError(
-                f"a coupled group got a {parameter.dtype} matrix of shape {shape}; only real "
-                "floating-point embeddings can be coupled"
-            )
-        if parameter.layout != torch.strided:
-            raise ValueError(f"a coupled group got a {parameter.layout} matrix; make it dense")

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Work
 
 
+# What travels with the sums of a matrix: rows, gradients, sparse gradients.
+_COUNTS = 3
+
+
 @dataclass
 class ColumnSums:
     """Sums over the rows of one matrix: of this process, and after a reduction of all processes.
@@ -30,14 +34,18 @@ class ColumnSums:
         rows: number of rows that were summed.
         groups: the process groups that share out the rows; none if all rows are here.
         has_gradient: whether this process had a gradient to sum.
+        sparse: whether that was a sparse one.
         gradients: number of processes that had one; known after the reduction.
+        sparse_gradients: number of processes that had a sparse one; likewise.
     """
 
     total: Tensor
     rows: int | Tensor
     groups: tuple[ProcessGroup, ...]
     has_gradient: bool = True
+    sparse: bool = False
     gradients: Tensor | None = None
+    sparse_gradients: Tensor | None = None
 
     def mean(self) -> Tensor:
         """The mean over the rows, shape [columns of this process]."""
@@ -46,6 +54,15 @@ class ColumnSums:
     def gradient_anywhere(self) -> bool:
         """Whether any process had a gradient; reads the device only where this one had none."""
         return self.has_gradient or (self.gradients is not None and self.gradients.item() > 0)
+
+    def rows_wait(self) -> bool:
+        """Whether the rows of a process without a gradient are absent, and not zeros.
+
+        Where the others had sparse gradients: all rows of this process are missing from the batch.
+        """
+        if self.has_gradient or self.gradients is None or self.sparse_gradients is None:
+            return False
+        return bool(self.gradients == self.sparse_gradients)
 
 
 class Reduction:
@@ -67,20 +84,22 @@ class Reduction:
         """Fill in the sums over all processes."""
         for work, buffer, entries in self._running:
             work.wait()
-            parts = buffer.split([len(entry.total) + 2 for entry in entries])
+            parts = buffer.split([len(entry.total) + _COUNTS for entry in entries])
             for entry, part in zip(entries, parts, strict=True):
-                entry.total, entry.rows, entry.gradients = part[:-2], part[-2], part[-1]
+                entry.total = part[:-_COUNTS]
+                entry.rows, entry.gradients, entry.sparse_gradients = part[-_COUNTS:]
 
 
 def _start(entries: list[ColumnSums]) -> tuple[Work, Tensor]:
     first = entries[0]
-    buffer = first.total.new_empty(sum(len(entry.total) + 2 for entry in entries))
-    parts = buffer.split([len(entry.total) + 2 for entry in entries])
+    buffer = first.total.new_empty(sum(len(entry.total) + _COUNTS for entry in entries))
+    parts = buffer.split([len(entry.total) + _COUNTS for entry in entries])
     for entry, part in zip(entries, parts, strict=True):
-        part[:-2] = entry.total
-        # Rows and gradients are counted along: no further collective, no count to be remembered.
-        part[-2] = entry.rows
-        part[-1] = float(entry.has_gradient)
+        part[:-_COUNTS] = entry.total
+        # Counted along: no further collective, no count to be remembered.
+        part[-3] = entry.rows
+        part[-2] = float(entry.has_gradient)
+        part[-1] = float(entry.sparse)
     *inner, last = first.groups
     for group in inner:
         torch.distributed.all_reduce(buffer, group=group)
@@ -199,6 +218,49 @@ def mean_over_tokens(matrix: Tensor, parameter: Tensor, group: dict[str, Any]) -
     sums = ColumnSums(matrix.sum(axis), matrix.shape[axis], groups)
     Reduction([sums]).wait()
     return _as_columns(sums.mean(), parameter, 1 - axis)
+
+
+def placed(whole: Tensor, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+    """A whole vector [H] that every process has, placed like ``column_zeros``."""
+    if not is_dtensor(parameter):
+        return whole
+    module = sys.modules["torch.distributed.tensor"]
+    mesh = parameter.device_mesh
+    like = column_zeros(parameter, whole.dtype, group)
+    everywhere = module.DTensor.from_local(
+        whole, mesh, [module.Replicate()] * mesh.ndim, run_check=False
+    )
+    return everywhere.redistribute(placements=like.placements)
+
+
+def broadcast_follows() -> bool:
+    """Whether torch asks for a state only to put in its place what rank 0 broadcasts.
+
+    With ``StateDictOptions(broadcast_from_rank0=True)`` torch cuts each tensor that arrives as the
+    one that it replaces is placed. An AdamW's second moment, V x H, does not go into a vector's
+    place like that, and torch fails on all processes before this library hears of it. What is not
+    a DTensor it replaces as a whole: so this is the one moment at which the state must not be one,
+    and the only sign of it is who calls.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if (
+            frame.f_code.co_name == "_load_optim_state_dict"
+            and frame.f_globals.get("__name__") == "torch.distributed.checkpoint.state_dict"
+        ):
+            return bool(getattr(frame.f_locals.get("info"), "broadcast_from_rank0", False))
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def several_processes() -> bool:
+    """Whether this process is one of several that train together."""
+    distributed = torch.distributed
+    return (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )
 
 
 def matrix_of(vector: Tensor, parameter: Tensor, vocabulary_dim: int) -> Tensor:

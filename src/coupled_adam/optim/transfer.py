@@ -111,6 +111,11 @@ def second_moment_for(
     """
     value = value.to(parameter.device)
     if group.get("coupled", False):
+        if sharding.is_dtensor(parameter) and not sharding.is_dtensor(value):
+            # Whole on every process, as torch's broadcast from rank 0 leaves it.
+            value = value.to(state_dtype(parameter))
+            vector = value if value.dim() == 1 else value.mean(group["vocabulary_dim"])
+            return sharding.placed(vector, parameter, group).clone()
         if value.shape == parameter.shape:
             value = sharding.mean_over_tokens(value.to(state_dtype(parameter)), parameter, group)
         # Torch would have cast float32 state to a bfloat16 parameter's type.

@@ -31,7 +31,8 @@ _NO_TOKENS = frozenset(
         "bias segment segments seg type types time timestep timesteps freq row column col level "
         "levels lang query queries quantize quantizer codebook patch patches image images pixel "
         "vision visual label labels class cls mask ngram speaker task modality latent latents "
-        "register registers expert experts router point points reference norm scale shift"
+        "register registers mem memory expert experts router point points reference norm scale "
+        "shift"
     )
 )
 # And to tokens. "words" alone, "inputs" and the like name too much else.
@@ -361,6 +362,7 @@ class Vocabulary:
             w
             for w in self.others
             if w.known_axis is None
+            and min(w.shape) > 1
             and w.key not in taken
             and (w.says(_TOKENS) or "emb" in w.path.lower() or _HEADS.search(w.path))
             and not self._in_stack(w.path, 0)

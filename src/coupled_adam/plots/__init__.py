@@ -1,53 +1,56 @@
 """Pictures: tables and arrays in, a Matplotlib figure out, which is returned and not shown."""
 
-from coupled_adam.plots.cloud import (
-    along_the_drift,
-    cosine_histogram,
-    cosines_by_kinship,
-    from_the_side,
-    mean_cosine_of_shift,
-    repairs,
-)
-from coupled_adam.plots.cost import (
-    memory_of_step,
-    parts_of_step,
-    share_of_training,
-    time_ratios,
-)
-from coupled_adam.plots.drift import (
-    distance_of_mean,
-    drift_shares,
-    foretold,
-    second_moments_by_process,
-    summed_updates,
-    typical_steps,
-)
-from coupled_adam.plots.frequency import (
-    TokenTrace,
-    fit_by_step,
-    second_moments_by_frequency,
-    step_size_against_frequency,
-    token_traces,
-    zipf,
-)
-from coupled_adam.plots.gradients import (
-    after_a_kick,
-    bowl_paths,
-    clouds_before_and_after,
-    head_to_tail,
-    step_by_noise,
-    step_by_row,
-    walk,
-)
-from coupled_adam.plots.runs import (
-    clouds,
-    curves,
-    intervals,
-    learning_rates,
-    lengths_against_frequency,
-    shared_second_moment,
-)
-from coupled_adam.plots.scale import by_size, loss_by_frequency, path_of_mean, run_times
+from coupled_adam.extras import needs
+
+with needs("book"):
+    from coupled_adam.plots.cloud import (
+        along_the_drift,
+        cosine_histogram,
+        cosines_by_kinship,
+        from_the_side,
+        mean_cosine_of_shift,
+        repairs,
+    )
+    from coupled_adam.plots.cost import (
+        memory_of_step,
+        parts_of_step,
+        share_of_training,
+        time_ratios,
+    )
+    from coupled_adam.plots.drift import (
+        distance_of_mean,
+        drift_shares,
+        foretold,
+        second_moments_by_process,
+        summed_updates,
+        typical_steps,
+    )
+    from coupled_adam.plots.frequency import (
+        TokenTrace,
+        fit_by_step,
+        second_moments_by_frequency,
+        step_size_against_frequency,
+        token_traces,
+        zipf,
+    )
+    from coupled_adam.plots.gradients import (
+        after_a_kick,
+        bowl_paths,
+        clouds_before_and_after,
+        head_to_tail,
+        step_by_noise,
+        step_by_row,
+        walk,
+    )
+    from coupled_adam.plots.runs import (
+        clouds,
+        curves,
+        intervals,
+        learning_rates,
+        lengths_against_frequency,
+        shared_second_moment,
+    )
+    from coupled_adam.plots.scale import by_size, loss_by_frequency, path_of_mean, run_times
 
 __all__ = [
     "TokenTrace",

@@ -286,7 +286,7 @@ def token_type(vocabulary_size: int) -> np.dtype:
 def _meta(folder: Path, name: str) -> dict[str, Any]:
     try:
         return read_meta(folder)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise TextError(
             f"the token files of {name} are gone from {folder}; load the text again"
         ) from error
@@ -297,7 +297,12 @@ def _meta(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _mapped(folder: Path, name: str, part: str) -> np.ndarray:
-    return np.memmap(folder / f"{part}.bin", dtype=_meta(folder, name)["dtype"], mode="r")
+    try:
+        return np.memmap(folder / f"{part}.bin", dtype=_meta(folder, name)["dtype"], mode="r")
+    except (FileNotFoundError, ValueError) as error:  # the latter: nothing is left in it
+        raise TextError(
+            f"the token files of {name} in {folder} are damaged ({error}); load the text again"
+        ) from error
 
 
 def _place(tokens: np.ndarray, folder: Path, part: str) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -16,7 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from coupled_adam.files import digest, digest_of, write_whole
+from coupled_adam.files import InUseError, digest, digest_of, locked, write_whole
 from coupled_adam.text import cache as token_cache
 from coupled_adam.text.corpus import TOKENIZER_FILE, Corpus, TextError, open_corpus, read_tokenizer
 from coupled_adam.text.sources import in_passages
@@ -67,23 +68,27 @@ def collection(
         raise TextError(f"there is no collection {name!r}: choose one of {', '.join(COLLECTIONS)}")
     path, configuration = COLLECTIONS[name]
 
-    def opened() -> Any:
+    def opened() -> tuple[Any, str]:
         try:
-            from datasets import load_dataset
+            import datasets
         except ImportError as error:
             raise TextError(
                 f"{name} is streamed by the package datasets, which is not installed: "
                 "pip install datasets"
             ) from error
-        return load_dataset(path, configuration, split="train", streaming=True)
+        rows = datasets.load_dataset(path, configuration, split="train", streaming=True)
+        return rows, datasets.__version__
 
     def start(number: int) -> _Rows:
-        return _Rows(opened().skip(number) if number else opened())
+        rows, version = opened()
+        return _Rows(rows.skip(number) if number else rows, version, number)
 
     def resume(place: dict[str, Any]) -> _Rows:
-        rows = opened()
-        rows.load_state_dict(place)
-        return _Rows(rows)
+        rows, version = opened()
+        if place["datasets"] != version:  # what a place is like is known to its own version only
+            return start(place["document"])
+        rows.load_state_dict(place["state"])
+        return _Rows(rows, version, place["document"])
 
     return stream(name, start, documents, vocabulary_size, cache, resume=resume)
 
@@ -91,16 +96,18 @@ def collection(
 class _Rows:
     """The texts of a streamed dataset, and the place in it."""
 
-    def __init__(self, rows: Any) -> None:
-        self._rows = rows
+    def __init__(self, rows: Any, version: str, first: int) -> None:
+        self._rows, self._version, self._number = rows, version, first
 
     def __iter__(self) -> Iterator[Any]:
         for row in self._rows:
+            self._number += 1
             yield row.get("text") if isinstance(row, Mapping) else row
 
     def place(self) -> dict[str, Any]:
         """Which file, and which row of it, is next; its files before need not be opened again."""
-        return self._rows.state_dict()
+        state = self._rows.state_dict()
+        return {"datasets": self._version, "document": self._number, "state": state}
 
 
 def stream(
@@ -117,7 +124,7 @@ def stream(
     The BPE is trained on the beginning, on 1,000 characters for each token and at least 8 million.
     Tokens are written in shards of 10,000 documents, each with its SHA-256; a shard that is
     missing or damaged is made (again), the others are kept. From complete shards the token files
-    are assembled and the shards removed.
+    are assembled and the shards removed. Until then they serve any number of documents.
 
     Args:
         name: what the text is called; with the numbers below it is what the cache knows it by.
@@ -133,21 +140,31 @@ def stream(
         The corpus; every 200th document is for validation.
 
     Raises:
-        TextError: the stream breaks off, holds too little text, or something that is no text.
+        TextError: the stream breaks off, ends before so many documents, or holds too little text
+            or something that is no text; the shards that are complete are kept.
         OSError: the cache folder cannot be written.
     """
     vocabulary_size = checked_vocabulary_size(vocabulary_size)
     if documents is not None and documents < 1:
         raise TextError(f"documents must be a whole number from 1, not {documents!r}")
-    parts: list[Path] = []
+    of_stream = {
+        "stream": name,
+        "vocabulary_size": vocabulary_size,
+        "sample": sample_size(vocabulary_size),
+        "split": [SHARD, HELD_OUT],
+    }
+    parts = token_cache.cache_folder(cache) / f"{digest_of(of_stream)[:32]}.parts"
+    in_use = parts.with_suffix(".lock")
+    written = []
 
     def write(folder: Path) -> dict[str, Any]:
-        parts.append(folder.with_suffix(".parts"))
-        parts[0].mkdir(exist_ok=True)
-        source = _Source(name, start, resume, parts[0])
-        tokenizer = _tokenizer(source, vocabulary_size)
-        pieces = _pieces(_shards(source, documents, tokenizer))
-        meta = write_tokens(folder, tokenizer, pieces)
+        with locked(in_use):
+            parts.mkdir(exist_ok=True)
+            source = _Source(name, start, resume, parts)
+            tokenizer = _tokenizer(source, vocabulary_size)
+            pieces = _pieces(_shards(source, documents, tokenizer))
+            meta = write_tokens(folder, tokenizer, pieces)
+        written.append(folder)
         held_out = meta["tokens"]["validation"]
         if held_out < MINIMUM_VALIDATION:
             raise TextError(
@@ -156,16 +173,11 @@ def stream(
             )
         return meta
 
-    recipe = {
-        "stream": name,
-        "documents": documents,
-        "vocabulary_size": vocabulary_size,
-        "sample": sample_size(vocabulary_size),
-        "split": [SHARD, HELD_OUT],
-    }
-    folder = token_cache.entry(cache, recipe, write)
-    for folder_of_shards in parts:
-        shutil.rmtree(folder_of_shards, ignore_errors=True)
+    folder = token_cache.entry(cache, {**of_stream, "documents": documents}, write)
+    if written:
+        # Whoever makes another number of documents of the same shards removes them in the end.
+        with contextlib.suppress(InUseError), locked(in_use, wait=False):
+            shutil.rmtree(parts, ignore_errors=True)
     return open_corpus(folder, name)
 
 
@@ -177,8 +189,10 @@ class _Source(NamedTuple):
     resume: Callable[[dict[str, Any]], Iterable[str]] | None
     parts: Path
 
-    def shard(self, number: int) -> Path:
-        return self.parts / f"{number:06}.npz"
+    def shard(self, number: int, wanted: int) -> Path:
+        """Where a shard lies; one that was cut short is of no use for more documents."""
+        cut = "" if wanted == SHARD else f"-{wanted}"
+        return self.parts / f"{number:06}{cut}.npz"
 
     def place(self, document: int) -> Path:
         """Where it is kept how the stream begins at a document."""
@@ -214,21 +228,33 @@ def _shards(source: _Source, documents: int | None, tokenizer: Tokenizer) -> Ite
     total = None if documents is None else -(-documents // SHARD)
     with tqdm(desc=source.name, total=total, unit="shard", leave=False, delay=5) as progress:
         while documents is None or number * SHARD < documents:
-            path, first = source.shard(number), number * SHARD
+            first = number * SHARD
             if documents is not None:
                 wanted = min(SHARD, documents - first)
-            if not _is_whole(path):
+            path = source.shard(number, wanted)
+            if not _is_whole(path) or (documents is not None and _documents_in(path) < wanted):
                 if position != first:  # shards before this one were there already
                     texts = _unbroken(source, first)
                 of_shard = list(islice(texts, wanted))
                 position = first + len(of_shard)
+                if documents is not None and len(of_shard) < wanted:
+                    raise TextError(
+                        f"the stream of {source.name} ended after {position:,} documents of the "
+                        f"{documents:,} that were asked for: if that is all there is, ask for "
+                        f"{position} or for all; if it was cut off, call again to go on. What is "
+                        "prepared so far is kept"
+                    )
                 _save(path, _encoded_shard(of_shard, first, tokenizer))
             yield path
-            with np.load(path) as shard:
-                if shard["documents"] < wanted:
-                    return  # the stream ends here
+            if _documents_in(path) < wanted:
+                return  # the stream ends here
             number += 1
             progress.update()
+
+
+def _documents_in(shard: Path) -> int:
+    with np.load(shard) as content:
+        return int(content["documents"])
 
 
 def _unbroken(source: _Source, first: int) -> Iterator[str]:
@@ -242,6 +268,11 @@ def _unbroken(source: _Source, first: int) -> Iterator[str]:
             texts = source.resume(json.loads(known.read_text(encoding="utf-8")))
         else:
             texts = source.start(first)
+        if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
+            raise TextError(
+                f"start({first}) of {source.name} must give texts one after another, not an object "
+                f"of type {type(texts).__name__}: return an iterator of texts, or a list"
+            )
         for text in texts:
             _check_text(source.name, number, text)
             number += 1
@@ -253,8 +284,8 @@ def _unbroken(source: _Source, first: int) -> Iterator[str]:
     except Exception as error:  # a network fails in many ways
         raise TextError(
             f"the stream of {source.name} broke off at document {number:,} "
-            f"({type(error).__name__}: {error}); what is prepared so far is kept: see to the "
-            "network and call again to go on"
+            f"({type(error).__name__}: {error}); what is prepared so far is kept: see to the cause "
+            "(the network, say) and call again to go on"
         ) from error
 
 
