@@ -38,8 +38,9 @@ import numpy as np
 import torch
 
 from coupled_adam.gpt import GPTConfig
+from coupled_adam.provenance import environment
 from coupled_adam.text import Corpus, synthetic
-from coupled_adam.training import PRECISIONS, Step, TrainingConfig, environment, train
+from coupled_adam.training import PRECISIONS, Step, TrainingConfig, train
 
 
 class Shape(NamedTuple):

@@ -113,7 +113,7 @@ class ExecutionTimes(SphinxDirective):
                 self.env.docname, f"chapters/{chapter.stem}"
             )
             link = nodes.reference("", notebooks.title(chapter), internal=True, refuri=uri)
-            rows.append([link, f"{notebooks.record(chapter)['seconds']:.0f}"])
+            rows.append([link, f"{notebooks.execution(chapter)['seconds']:.0f}"])
         return [_table(["Chapter", "Seconds"], rows, "execution-times")]
 
 

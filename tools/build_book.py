@@ -79,7 +79,7 @@ def _fill_cache() -> None:
         bundle = CacheBundleIn(
             nb=notebook,
             uri=str(chapter),
-            data={"execution_seconds": notebooks.record(chapter)["seconds"]},
+            data={"execution_seconds": notebooks.execution(chapter)["seconds"]},
         )
         cache.cache_notebook_bundle(bundle, check_validity=True, overwrite=True)
 

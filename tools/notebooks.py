@@ -61,7 +61,7 @@ def executed_copy(chapter: Path) -> Path:
     return EXECUTED / chapter.name
 
 
-def record(chapter: Path) -> dict:
+def execution(chapter: Path) -> dict:
     """What is known of the executed copy: ``key`` and ``seconds``; empty if there is none."""
     path = EXECUTED / f"{chapter.stem}.json"
     if not path.exists() or not executed_copy(chapter).exists():
@@ -94,7 +94,7 @@ def key(chapter: Path) -> str:
 
 def stale() -> list[Path]:
     """The chapters whose executed copy is missing or out of date."""
-    return [chapter for chapter in sources() if record(chapter).get("key") != key(chapter)]
+    return [chapter for chapter in sources() if execution(chapter).get("key") != key(chapter)]
 
 
 def with_outputs(chapter: Path) -> NotebookNode:
@@ -193,8 +193,8 @@ def execute(chapter: Path, library: Path) -> float:
     """
     with lock(chapter.stem), tempfile.TemporaryDirectory(prefix="chapter-") as name:
         wanted = key(chapter)
-        if record(chapter).get("key") == wanted:
-            return record(chapter)["seconds"]
+        if execution(chapter).get("key") == wanted:
+            return execution(chapter)["seconds"]
         folder = Path(name)
         alone = folder / "alone"
         alone.mkdir()
