@@ -280,7 +280,7 @@ def test_a_missing_baseline_is_named():
 
 def test_a_record_holds_the_measurements_and_what_they_depend_on(table, tmp_path):
     path = tmp_path / "record.json"
-    benchmark.write_record(table, path)
+    benchmark.write_results(table, path)
     record = json.loads(path.read_text(encoding="utf-8"))
     assert {"device", "python", "torch", "written", "commit"} <= set(record["environment"])
     assert record["environment"]["torch"] == torch.__version__
@@ -291,4 +291,4 @@ def test_a_record_holds_the_measurements_and_what_they_depend_on(table, tmp_path
 def test_a_record_is_of_one_device(table, tmp_path):
     both = pd.concat([table, table.assign(device="cuda")])
     with pytest.raises(ValueError, match="a record is of one device, this table has 2"):
-        benchmark.write_record(both, tmp_path / "record.json")
+        benchmark.write_results(both, tmp_path / "record.json")

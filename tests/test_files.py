@@ -224,7 +224,7 @@ def test_a_lock_is_held_against_other_processes(tmp_path):
 
 def test_a_whole_file_appears_with_its_last_byte(tmp_path):
     path = tmp_path / "x"
-    with whole_file(path) as file:
+    with files.whole_file(path) as file:
         file.write(b"new")
         assert not path.exists()
     assert path.read_bytes() == b"new"
@@ -236,7 +236,7 @@ def test_a_whole_file_takes_the_place_of_the_old_one_at_once(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"old")
     with path.open("rb") as reader:
-        with whole_file(path) as file:
+        with files.whole_file(path) as file:
             file.write(b"new")
         assert reader.read() == b"old"
     assert path.read_bytes() == b"new"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ with needs("cli"):
     import pandas as pd
 
 # As in the paper's recipe, which does not decay embeddings.
-_SETTINGS = {"lr": 6e-4, "betas": (0.9, 0.95), "weight_decay": 0.0}
+_SETTINGS: dict[str, Any] = {"lr": 6e-4, "betas": (0.9, 0.95), "weight_decay": 0.0}
 
 COPY, BASELINE = "copy", "AdamW fused"
 COUPLED, UNFUSED = "CoupledAdamW", "CoupledAdamW unfused"
@@ -235,7 +236,7 @@ def compare_steps(
         _check_memory(shape, max(dtypes, key=lambda dtype: dtype.itemsize), device, len(candidates))
     with _threads(threads):
         tables = [
-            _compare(tuple(shape), dtype, device, rounds, seconds, candidates)
+            _compare((shape[0], shape[1]), dtype, device, rounds, seconds, candidates)
             for shape in shapes
             for dtype in dtypes
         ]
@@ -337,7 +338,7 @@ def _implementation(optimizer: Optimizer, parameter: Tensor) -> str:
     return "PyTorch's operations" + (f" (no C: {why_not})" if why_not else "")
 
 
-def write_record(table: pd.DataFrame, path: str | Path) -> None:
+def write_results(table: pd.DataFrame, path: str | Path) -> None:
     """Write measurements as JSON, with what they depend on.
 
     Args:

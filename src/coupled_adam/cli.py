@@ -320,7 +320,7 @@ def bench(
         )
         with _shown_in_the_end(lambda: _show_steps(table)):
             if out is not None:
-                benchmark.write_record(table, out)
+                benchmark.write_results(table, out)
 
 
 def _show_steps(table: pd.DataFrame) -> None:
