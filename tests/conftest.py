@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
-import build_book
 import notebooks
 import pytest
 from filelock import FileLock
@@ -119,6 +118,8 @@ def site(request, failure) -> Path:
     failed = [path.stem for path in notebooks.in_order_of_execution() if failure(path)]
     if failed:
         pytest.fail(f"no site without {', '.join(failed)}", pytrace=False)
+    import build_book  # the library is also tested where the tools that build pages are not
+
     with uncaptured(request):
         return build_book.build().parent
 

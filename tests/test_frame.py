@@ -6,7 +6,10 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 
@@ -112,10 +115,96 @@ def test_the_book_needs_nothing_that_only_the_tests_install():
     assert {Requirement(need).name.lower() for need in needs} <= pinned
 
 
+def test_the_oldest_releases_that_are_tested_are_those_that_are_promised():
+    text = (ROOT / ".github" / "oldest.txt").read_text(encoding="utf-8")
+    tested = {line for line in text.splitlines() if not line.startswith("#")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    promised = set()
+    for need in map(Requirement, [*project["dependencies"], *extras["book"], *extras["cli"]]):
+        (oldest,) = (part.version for part in need.specifier if part.operator == ">=")
+        promised.add(f"{need.name}=={oldest}{'' if oldest.count('.') == 2 else '.*'}")
+    assert tested == promised
+    workflow = (ROOT / ".github" / "workflows" / "book.yml").read_text(encoding="utf-8")
+    assert "--constraint .github/oldest.txt" in workflow
+
+
 def test_an_old_python_is_refused_with_a_sentence(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 10, 4))
     with pytest.raises(SystemExit, match=r"needs Python 3\.11 or later"):
         environment.set_up()
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """What pip would be asked to install in a new project, call by call."""
+    for name in ("requirements.txt", "requirements-test.txt", "pyproject.toml"):
+        (tmp_path / name).write_text("")
+    calls = []
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    monkeypatch.setattr(environment, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(environment, "PYTHON", tmp_path / ".venv" / "python")
+    monkeypatch.setattr(environment.venv, "create", lambda path, **_: make_python(path, calls))
+    monkeypatch.setattr(environment, "_pip", lambda *words: calls.append(words[1:]))
+    return calls
+
+
+def make_python(folder: Path, calls: list) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    (folder / "python").write_text("")
+    calls.append(("a new .venv",))
+
+
+BOOK = ("--requirement", "requirements.txt")
+TESTS = (*BOOK, "--requirement", "requirements-test.txt")
+ITSELF = ("--no-deps", "--no-build-isolation", "--editable", ".")
+
+
+def test_the_tests_add_to_what_the_book_needs_and_nothing_is_installed_twice(installed):
+    environment.set_up("book")
+    assert installed == [("a new .venv",), BOOK, ITSELF]
+    environment.set_up("test")
+    assert installed[3:] == [TESTS]
+    environment.set_up("book")
+    environment.set_up("test")
+    assert len(installed) == 4
+
+
+@pytest.mark.parametrize(
+    ("changed", "again"),
+    [
+        ("requirements-test.txt", [TESTS]),
+        ("requirements.txt", [BOOK, ITSELF, TESTS]),
+        ("pyproject.toml", [BOOK, ITSELF, TESTS]),
+    ],
+)
+def test_what_has_changed_is_installed_again(installed, changed, again):
+    environment.set_up("test")
+    del installed[:]
+    (environment.ROOT / changed).write_text("# another")
+    environment.set_up("test")
+    assert installed == again
+
+
+def test_another_python_gets_another_environment(installed, monkeypatch):
+    environment.set_up("test")
+    del installed[:]
+    monkeypatch.setattr(environment, "_version", lambda: "3.99")
+    environment.set_up("book")
+    assert installed == [("a new .venv",), BOOK, ITSELF]
+
+
+def test_an_installation_that_was_cut_off_is_taken_up_again(installed, monkeypatch):
+    def fails(*words: str) -> None:
+        raise SystemExit("pip failed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(environment, "_pip", fails)
+        with pytest.raises(SystemExit):
+            environment.set_up("book")
+    environment.set_up("book")
+    assert installed == [("a new .venv",), BOOK, ITSELF]
 
 
 @pytest.fixture
@@ -174,6 +263,51 @@ def test_a_chapter_runs_alone_with_the_library_it_is_given(small_project):
     assert notebooks.execute(path, small_project / "src") > 0
     assert notebooks.stale() == []
     assert notebooks.with_outputs(path).cells[1].outputs[0].text == "1 ['01-one.ipynb']\n"
+
+
+def test_two_that_ask_for_a_chapter_at_once_execute_it_once(small_project):
+    count = small_project / "count"
+    path = write_chapter(small_project, f"_ = open({str(count)!r}, 'a').write('x')")
+    with ThreadPoolExecutor(2) as both:
+        asked = [both.submit(notebooks.execute, path, small_project / "src") for _ in range(2)]
+        seconds = {one.result() for one in asked}
+    assert count.read_text() == "x"
+    assert len(seconds) == 1
+
+
+def test_chapters_run_beside_each_other_except_those_that_time(small_project, monkeypatch, capsys):
+    for name in ("02-timed", "03-long", "04-last"):
+        write_chapter(small_project, "print(1)").replace(small_project / f"chapters/{name}.ipynb")
+    write_chapter(small_project, "print(1)")
+    monkeypatch.setattr(notebooks, "TIMED", {"02-timed"})
+    monkeypatch.setattr(notebooks, "LONGEST", {"03-long"})
+    monkeypatch.setattr(notebooks, "LANES", 2)
+    monkeypatch.setattr(notebooks, "unpacked_wheel", lambda: nullcontext(small_project / "src"))
+    running, told = set(), []
+    meet = threading.Barrier(2)
+
+    def execute(chapter, library):
+        running.add(chapter.stem)
+        told.append((chapter.stem, set(running)))
+        if chapter.stem in ("01-one", "03-long"):
+            meet.wait(60)  # neither goes on without the other
+        running.discard(chapter.stem)
+        return 1.0
+
+    monkeypatch.setattr(notebooks, "execute", execute)
+    notebooks.execute_stale()
+    order = [name for name, _ in told]
+    assert order[0] == "02-timed" and told[0][1] == {"02-timed"}
+    assert set(order[1:3]) == {"01-one", "03-long"} and order[3] == "04-last"
+    assert "02-timed: 1 s" in capsys.readouterr().out
+
+
+def test_the_chapters_that_are_told_apart_exist_and_come_first():
+    order = [path.stem for path in notebooks.in_order_of_execution()]
+    first = len(notebooks.TIMED), len(notebooks.TIMED | notebooks.LONGEST)
+    assert set(order[: first[0]]) == notebooks.TIMED
+    assert set(order[first[0] : first[1]]) == notebooks.LONGEST
+    assert sorted(order) == [path.stem for path in notebooks.sources()]
 
 
 def test_a_claim_stated_twice_is_refused(small_project):

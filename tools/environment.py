@@ -97,6 +97,9 @@ def _hash(*names: str) -> str:
 def _pip(*arguments: str) -> None:
     # Twice quiet: errors only.
     command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "-qq", *arguments]
+    # Half of the time was for bytecode, most of it of modules that nobody imports. Python writes
+    # that of the others when it imports them.
+    command += ["--no-compile"] if arguments[0] == "install" else []
     if subprocess.run(command, cwd=ROOT).returncode:
         raise SystemExit("pip failed; its message is above.")
 

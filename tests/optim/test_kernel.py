@@ -107,7 +107,9 @@ def test_matrices_that_all_lie_transposed_fit():
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 @pytest.mark.parametrize(
-    "change", [lambda x: x[:30], lambda x: x[:, :4], lambda x: x.to("meta")], ids=str
+    "change",
+    [lambda x: x[:30], lambda x: x[:, :4], lambda x: x.to("meta")],
+    ids=["fewer rows", "fewer columns", "another device"],
 )
 def test_no_pointer_is_handed_out_for_matrices_that_differ(place, change):
     given = [change(one) if n == place else one for n, one in enumerate(matrices((40, 5)))]
