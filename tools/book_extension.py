@@ -102,7 +102,7 @@ class Versions(SphinxDirective):
 
 
 class ExecutionTimes(SphinxDirective):
-    """``{execution-times}``: how long each chapter took, from the start of its kernel to its end."""
+    """``{execution-times}``: how long each chapter took, from start of its kernel to end."""
 
     def run(self) -> list[nodes.Node]:
         """A table of the chapters with their seconds."""
