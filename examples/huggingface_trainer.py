@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
-from coupled_adam import CoupledAdamW, param_groups
+from coupled_adam import CoupledAdamW, param_groups, transfer_state
 
 
 def make_trainer(model, dataset, folder, **options):
@@ -22,6 +22,25 @@ def make_trainer(model, dataset, folder, **options):
     optimizer = CoupledAdamW(groups, lr=arguments.learning_rate, betas=(0.9, 0.95), fused=True)
     return Trainer(model, arguments, train_dataset=dataset, optimizers=(optimizer, None))
     # [/adopt]
+
+
+# [resume]
+def change_over(trainer, folder):
+    """Let a checkpoint that the Trainer wrote with its own AdamW resume with Coupled Adam."""
+    optimizer, folder = trainer.optimizer, Path(folder)
+    old = Trainer(trainer.model, trainer.args).create_optimizer()  # as the run made it
+    old.load_state_dict(torch.load(folder / "optimizer.pt"))
+    transfer_state(old, optimizer)
+    torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+    # The scheduler keeps lists with an entry for each group, and there are other groups now.
+    schedule = torch.load(folder / "scheduler.pt")
+    for name, entries in schedule.items():
+        if isinstance(entries, list):
+            schedule[name] = entries[:1] * len(optimizer.param_groups)
+    torch.save(schedule, folder / "scheduler.pt")
+
+
+# [/resume]
 
 
 def small_model_and_data(length=16, sequences=64):

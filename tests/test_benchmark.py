@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from coupled_adam import benchmark
-from coupled_adam.optim import CoupledAdamW
+from coupled_adam.optim import CoupledAdamW, native, openmp
 
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 QUICK = {"rounds": 1, "seconds": 1e-6, "threads": 1}
@@ -158,6 +158,69 @@ def test_functions_take_turns_in_changing_order():
     assert calls[6::2] == calls[7::2]
 
 
+def test_what_comes_before_is_called_before_each_timed_call_outside_the_clock(monkeypatch):
+    calls, clock = [], [0.0]
+
+    def taking(seconds, name):
+        calls.append(name)
+        clock[0] += seconds
+
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
+    functions = {name: partial(taking, 0.25, name) for name in "ab"}
+    before = partial(taking, 4.0, "before")
+    times = benchmark.time_in_turns(functions, rounds=2, seconds=0.5, before=before)
+    assert (times == 0.25).all(axis=None)
+    turns = calls[6:]  # after the first calls, and those that count how many fill a turn
+    for turn in (turns[i : i + 5] for i in range(0, len(turns), 5)):
+        name = turn[0]
+        assert turn == [name, "before", name, "before", name]
+    assert len(turns) == 2 * 2 * 5
+
+
+def test_steps_are_timed_right_after_a_matrix_product(monkeypatch):
+    seen = []
+    time_in_turns = benchmark.time_in_turns
+
+    def watched(*arguments, before, **options):
+        seen.append(before())
+        return time_in_turns(*arguments, before=before, **options)
+
+    monkeypatch.setattr(benchmark, "time_in_turns", watched)
+    benchmark.compare_steps([(10, 2)], **QUICK)
+    assert seen[0].dim() == 2
+
+
+def test_the_table_says_what_ran_and_why_not_something_faster(table, monkeypatch):
+    ran = table.set_index("candidate").implementation
+    assert set(ran[benchmark.BASELINE]) == {"PyTorch's AdamW, fused"}
+    assert set(ran["AdamW for-loop"]) == {"PyTorch's AdamW, for-loop"}
+    assert set(ran[benchmark.UNFUSED]) == {"PyTorch's operations"}
+    if not native.unavailable(FLOAT32):
+        assert set(ran[benchmark.COUPLED]) == {"C, on one thread"}
+    double = benchmark.compare_steps([(10, 2)], dtypes=[torch.float64], **QUICK)
+    (said,) = double[double.candidate == benchmark.COUPLED].implementation
+    assert said == "PyTorch's operations (no C: the sweeps in C are for float32 and bfloat16)"
+    monkeypatch.setattr(native, "_compiled", lambda _: (None, "there is no C compiler"))
+    without = benchmark.compare_steps([(10, 2)], **QUICK)
+    (said,) = without[without.candidate == benchmark.COUPLED].implementation
+    assert said == "PyTorch's operations (no C: there is no C compiler)"
+
+
+def test_the_table_says_in_which_threads(monkeypatch):
+    if native.unavailable(FLOAT32):
+        pytest.skip(native.unavailable(FLOAT32))
+    monkeypatch.setattr(native, "_WORTH_SHARING", 0)
+    names = (benchmark.BASELINE, benchmark.COUPLED)
+    candidates = {name: benchmark.CANDIDATES[name] for name in names}
+    expected = [] if openmp.team()[0] is None else ["C, in torch's OpenMP team of 2 threads"]
+    settings = QUICK | {"threads": 2, "candidates": candidates}
+    found = benchmark.compare_steps([(40, 2)], **settings).implementation.iloc[-1:]
+    assert not expected or list(found) == expected
+    monkeypatch.setattr(openmp, "team", lambda: (None, "as a test asks"))
+    found = benchmark.compare_steps([(40, 2)], **settings).implementation.iloc[-1]
+    assert found == "C, on 2 threads of its own (as a test asks)"
+
+
 def test_ratios_are_taken_within_a_round():
     # The machine slows down tenfold; one function always takes twice as long as the other.
     times = pd.DataFrame({"AdamW fused": [1.0, 5.0, 10.0], "other": [2.0, 10.0, 20.0]})
@@ -217,7 +280,7 @@ def test_a_missing_baseline_is_named():
 
 def test_a_record_holds_the_measurements_and_what_they_depend_on(table, tmp_path):
     path = tmp_path / "record.json"
-    benchmark.write_record(table, path)
+    benchmark.write_results(table, path)
     record = json.loads(path.read_text(encoding="utf-8"))
     assert {"device", "python", "torch", "written", "commit"} <= set(record["environment"])
     assert record["environment"]["torch"] == torch.__version__
@@ -228,4 +291,4 @@ def test_a_record_holds_the_measurements_and_what_they_depend_on(table, tmp_path
 def test_a_record_is_of_one_device(table, tmp_path):
     both = pd.concat([table, table.assign(device="cuda")])
     with pytest.raises(ValueError, match="a record is of one device, this table has 2"):
-        benchmark.write_record(both, tmp_path / "record.json")
+        benchmark.write_results(both, tmp_path / "record.json")

@@ -9,6 +9,7 @@ import notebooks
 import pytest
 import repository
 import yaml
+from bs4 import BeautifulSoup
 
 CHAPTERS = notebooks.sources()
 METADATA = {
@@ -60,6 +61,28 @@ class TestSource:
         assert max(counts) <= 25
         assert sum(count > 12 for count in counts) <= len(counts) / 4
 
+    def test_says_beside_each_claim_what_would_break_it(self, path):
+        cells = code_cells(nbformat.read(path, as_version=4))
+        bare = [
+            cell.id
+            for cell in cells
+            if "claim(" in cell.source and not re.search(r"^\s*# \S", cell.source, re.MULTILINE)
+        ]
+        assert not bare
+
+    def test_ends_with_a_summary_three_exercises_and_their_solutions(self, path):
+        whole = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+        assert "## Summary\n" in whole
+        exercises = re.findall(r"\{exercise(?:-start)?\} (Warm-up|Core|Stretch)", whole)
+        assert exercises == ["Warm-up", "Core", "Stretch"]
+        assert len(re.findall(r"\{solution(?:-start)?\} ", whole)) == 3
+
+    def test_claims_on_records_say_so_in_their_first_word(self, path):
+        cells = code_cells(nbformat.read(path, as_version=4))
+        reads_records = any("recorded_runs" in cell.source for cell in cells)
+        recorded = [cell for cell in cells if '"recorded ' in cell.source]
+        assert bool(recorded) == reads_records
+
 
 @each_chapter
 class TestExecuted:
@@ -92,3 +115,30 @@ class TestExecuted:
         found = notebooks.claims(path)
         assert found
         assert all(one["holds"] for one in found)
+
+
+SMALL_GPT = next(path for path in CHAPTERS if path.stem == "08-a-small-gpt")
+
+
+@pytest.mark.parametrize("path", [SMALL_GPT], ids=[SMALL_GPT.stem])
+def test_the_readme_shows_what_the_small_gpt_measured(executed, path):
+    readme = (notebooks.ROOT / "README.md").read_text(encoding="utf-8").replace("−", "-")
+    cells = {cell.id: cell for cell in notebooks.with_outputs(path).cells}
+    table = BeautifulSoup(cells["table"].outputs[0].data["text/html"], "html.parser")
+    names = [head.get_text() for head in table.thead.tr.find_all("th")][1:]
+    for title, measure in (
+        ("norm of the mean embedding", "relative_mean_norm"),
+        ("isotropy", "isotropy"),
+    ):
+        row = table.tbody.find("th", string=measure).find_parent("tr").find_all("td")
+        entries = dict(zip(names, (entry.get_text().split()[0] for entry in row), strict=True))
+        shown = re.search(rf"\| {title}.*? \| ([\d.]+) \| ([\d.]+) \|", readme).groups()
+        for name, value in zip(("Adam", "Coupled Adam"), shown, strict=True):
+            # Another processor may move the last digits.
+            assert float(value) == pytest.approx(float(entries[name]), rel=0.02)
+    difference = re.compile(r"(-[\d.]+)(?: \(|, )95 % interval (?:from )?(-[\d.]+) to (-[\d.]+)")
+    printed = "".join(out.get("text", "") for out in cells["loss"].outputs)
+    ours, measured = (
+        [float(one) for one in difference.search(text).groups()] for text in (readme, printed)
+    )
+    assert ours == pytest.approx(measured, abs=0.01)

@@ -75,6 +75,44 @@ def test_hugging_face_trainer(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_hugging_face_trainer_goes_on_from_a_checkpoint_of_its_own_adamw(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    example = load("huggingface_trainer")
+    options = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "save_steps": 3}
+    options |= {"max_steps": 6, "logging_steps": 1}
+    model, data = example.small_model_and_data()
+    arguments = example.make_trainer(model, data, tmp_path / "run", **options).args
+    transformers.Trainer(model, arguments, train_dataset=data).train()
+    folder = tmp_path / "run" / "checkpoint-3"
+    written = torch.load(folder / "optimizer.pt")
+
+    again, data = example.small_model_and_data()
+    spoil(again)
+    trainer = example.make_trainer(again, data, tmp_path / "run", **options)
+    with pytest.raises(ValueError, match="param"):
+        trainer.train(resume_from_checkpoint=str(folder))
+
+    trainer = example.make_trainer(again, data, tmp_path / "run", **options)
+    example.change_over(trainer, folder)
+    table = again.get_input_embeddings().weight
+    shared = trainer.optimizer.state[table]["exp_avg_sq"].clone()
+    assert any(
+        state["exp_avg_sq"].shape == table.shape
+        and torch.allclose(state["exp_avg_sq"].mean(dim=0), shared)
+        for state in written["state"].values()
+    )
+    trainer.train(resume_from_checkpoint=str(folder))
+    assert trainer.state.global_step == 6
+    optimizer = trainer.optimizer.optimizer
+    assert is_coupled(optimizer, table)
+    assert {int(state["step"]) for state in optimizer.state.values()} == {6}
+    # The learning rates are those of the run that was not interrupted, in every group.
+    assert learning_rates(optimizer) == {0.0}
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(rates) == 6 and rates[3:] == sorted(rates[3:], reverse=True) and rates[3] < 6e-4
+
+
 def test_lightning(tmp_path):
     lightning = pytest.importorskip("lightning", reason="lightning is not installed")
     example = load("lightning_module")

@@ -220,3 +220,23 @@ def test_a_lock_is_held_against_other_processes(tmp_path):
         refused = subprocess.run(command, capture_output=True, text=True)
     assert "InUseError" in refused.stderr and "x.lock is locked by another" in refused.stderr
     subprocess.run(command, check=True)
+
+
+def test_a_whole_file_appears_with_its_last_byte(tmp_path):
+    path = tmp_path / "x"
+    with files.whole_file(path) as file:
+        file.write(b"new")
+        assert not path.exists()
+    assert path.read_bytes() == b"new"
+    assert [one.name for one in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_whole_file_takes_the_place_of_the_old_one_at_once(tmp_path):
+    """Renamed, not copied over: whoever has the old file open still has all of it."""
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    with path.open("rb") as reader:
+        with files.whole_file(path) as file:
+            file.write(b"new")
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"new"

@@ -15,6 +15,7 @@ PACKAGE = Path(coupled_adam.__file__).parent
 ROOMS = [
     {"__main__"},
     {"cli"},
+    {"console"},
     {"report"},
     {"experiments"},
     {"evaluation", "export", "benchmark"},

@@ -160,6 +160,9 @@ def test_the_ledger_lists_every_claim_and_links_to_it(pages):
         for one in notebooks.claims(path)
     ]
     assert links == made
+    recorded = [row for row in rows if row.find("a").get_text().startswith("recorded")]
+    total = pages["book/ledger.html"].select_one(".claims-total").get_text()
+    assert total.startswith(f"{len(rows)} claims") and f"The other {len(recorded)} begin" in total
     shown = {tag["id"] for soup in pages.values() for tag in soup.select("p.claim")}
     assert {link.split("#")[1] for link in links} == shown
 

@@ -562,13 +562,32 @@ def test_the_table_gives_way_to_live_controls_and_comes_back(tab: Any, tmp_path:
 # In the book
 
 
-@pytest.mark.parametrize("chapter", ["02-adams-moments", "04-drift"])
+CHAPTERS = ["02-adams-moments", "04-drift"]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
 def test_the_chapters_pages_have_the_table_and_no_dead_widget(site: Path, chapter: str) -> None:
     text = (site / "chapters" / f"{chapter}.html").read_text(encoding="utf-8")
     config, states = config_and_states(text)
     assert len(config["states"]) > len(config["knobs"])
     assert len({str(state) for state in states}) == len(states) > 3
     assert "jupyter.widget" not in text
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_the_chapters_knobs_are_turned_in_a_browser(site: Path, tab: Any, chapter: str) -> None:
+    page = site / "chapters" / f"{chapter}.html"
+    config, states = config_and_states(page.read_text(encoding="utf-8"))
+    tab.open(page)
+    tab.value("document.querySelector('.live-figure.explore input').focus()")
+    knobs = config["knobs"]
+    shown = [(tab.press(key), tab.value(SEEN))[1] for key in ("Home", "End")]
+    for end, (words,) in zip((0, len(knobs[0]["values"]) - 1), shown, strict=True):
+        place = 0
+        for knob, choice in zip(knobs, [end, *(knob["start"] for knob in knobs[1:])], strict=True):
+            place = place * len(knob["values"]) + choice
+        assert words == states[config["states"][place]].get_text()
+    assert shown[0] != shown[1]
 
 
 # What is asked for wrongly

@@ -39,6 +39,10 @@ SHOWN_VERSIONS = [
 ]
 
 
+# How the statement of a claim begins that is not measured in the build, but read from a record.
+RECORDED = "recorded"
+
+
 class ClaimsLedger(SphinxDirective):
     """``{claims-ledger}``: every claim of the book with what this build measured."""
 
@@ -52,8 +56,14 @@ class ClaimsLedger(SphinxDirective):
             ]
         except notebooks.ChapterError as error:
             raise self.error(str(error)) from None
-        total = sum(len(claims) for claims in found.values())
-        count = f"{total} claims, all of them measured in this build."
+        statements = [one["statement"] for claims in found.values() for one in claims]
+        recorded = sum(statement.startswith(RECORDED) for statement in statements)
+        count = f"{len(statements)} claims, all of them checked in this build."
+        if recorded:
+            count += (
+                f" {len(statements) - recorded} were measured in it. The other {recorded} begin "
+                f"with “{RECORDED}”: they rest on runs made before, and were read from records."
+            )
         return [nodes.paragraph("", count, classes=["claims-total"]), *made]
 
     def _section(self, chapter: Path, claims: list[dict[str, Any]]) -> nodes.section:

@@ -11,6 +11,8 @@ def main() -> None:
         from coupled_adam import cli
     except MissingExtraError as error:
         raise SystemExit(f"coupled-adam: {error}") from None
+    except KeyboardInterrupt:  # in the seconds that torch takes to be imported
+        raise SystemExit(130) from None
     cli.main()
 
 

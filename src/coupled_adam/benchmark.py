@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,14 +22,14 @@ from torch.profiler import ProfilerActivity, profile
 from coupled_adam.errors import RefusedError
 from coupled_adam.extras import needs
 from coupled_adam.files import whole_file
-from coupled_adam.optim import CoupledAdamW
+from coupled_adam.optim import CoupledAdamW, native
 from coupled_adam.provenance import environment
 
 with needs("cli"):
     import pandas as pd
 
 # As in the paper's recipe, which does not decay embeddings.
-_SETTINGS = {"lr": 6e-4, "betas": (0.9, 0.95), "weight_decay": 0.0}
+_SETTINGS: dict[str, Any] = {"lr": 6e-4, "betas": (0.9, 0.95), "weight_decay": 0.0}
 
 COPY, BASELINE = "copy", "AdamW fused"
 COUPLED, UNFUSED = "CoupledAdamW", "CoupledAdamW unfused"
@@ -67,6 +69,7 @@ def time_in_turns(
     device: str = "cpu",
     rounds: int = 15,
     seconds: float = 0.05,
+    before: Callable[[], object] | None = None,
 ) -> pd.DataFrame:
     """Time functions against each other while all of them meet the same weather.
 
@@ -79,6 +82,8 @@ def time_in_turns(
         device: waited for before the clock is read, if it is a "cuda" device.
         rounds: turns of each function, at least 1.
         seconds: about how long one turn lasts; a function that takes longer is called once.
+        before: called before each timed call, outside the clock; in a training loop a step comes
+            right after other operations, whose threads are still awake.
 
     Returns:
         Seconds of one call: a row for each round, a column for each function.
@@ -93,12 +98,18 @@ def time_in_turns(
         )
 
     def timed(name: str, calls: int) -> float:
-        _wait_for(device)
-        start = time.perf_counter()
-        for _ in range(calls):
-            functions[name]()
-        _wait_for(device)
-        return (time.perf_counter() - start) / calls
+        spent = 0.0
+        # Without anything before it, all calls under one reading of the clock.
+        for _ in range(calls if before is not None else 1):
+            if before is not None:
+                before()
+            _wait_for(device)
+            start = time.perf_counter()
+            for _ in range(1 if before is not None else calls):
+                functions[name]()
+            _wait_for(device)
+            spent += time.perf_counter() - start
+        return spent / calls
 
     for function in functions.values():
         function()  # the first call may have to set things up
@@ -184,6 +195,8 @@ def compare_steps(
 ) -> pd.DataFrame:
     """Measure optimizer steps on embedding matrices, side by side in this process.
 
+    Each timed step comes right after a matrix product, as in a training loop.
+
     Args:
         shapes: rows V and columns H of the matrices; the candidates of one shape are in memory
             together, with three to four matrices each.
@@ -197,7 +210,8 @@ def compare_steps(
 
     Returns:
         One row for each shape, type and candidate, and one for a plain copy of the matrix:
-        device, threads, rows, width, dtype, candidate; milliseconds (median);
+        device, threads, rows, width, dtype, candidate; implementation (what the step really ran,
+        in words, and why it fell back if it did); milliseconds (median);
         ratio_low, ratio_median and ratio_high (quartiles of the time over that of "AdamW fused"
         in the same round); gigabytes_per_second (``bytes_moved`` over the median time; a copy
         makes two passes); state_bytes (all tensors of the optimizer's state, the counter of 4
@@ -222,7 +236,7 @@ def compare_steps(
         _check_memory(shape, max(dtypes, key=lambda dtype: dtype.itemsize), device, len(candidates))
     with _threads(threads):
         tables = [
-            _compare(tuple(shape), dtype, device, rounds, seconds, candidates)
+            _compare((shape[0], shape[1]), dtype, device, rounds, seconds, candidates)
             for shape in shapes
             for dtype in dtypes
         ]
@@ -262,16 +276,24 @@ def _compare(
     steps: dict[str, Callable[[], object]] = {COPY: partial(start.clone().copy_, gradient)}
     moved = {COPY: 2 * start.nbytes}
     state = {COPY: 0}
+    ran = {COPY: "PyTorch's operations"}
     for name, make in candidates.items():
         parameter = torch.nn.Parameter(start.clone())
         parameter.grad = gradient
         optimizer = make([parameter])
-        optimizer.step()
+        ran[name] = _implementation(optimizer, parameter)
         steps[name] = optimizer.step
         coupled = optimizer.param_groups[0].get("coupled", False)
         moved[name] = bytes_moved(shape, dtype, coupled=coupled)
         state[name] = sum(value.nbytes for value in optimizer.state[parameter].values())
-    times = time_in_turns(steps, device=device, rounds=rounds, seconds=seconds)
+    left, right = torch.randn(256, 1024, device=device), torch.randn(1024, 1024, device=device)
+    times = time_in_turns(
+        steps,
+        device=device,
+        rounds=rounds,
+        seconds=seconds,
+        before=partial(torch.matmul, left, right),
+    )
     quartiles = ratios(times)
     return pd.DataFrame(
         {
@@ -281,6 +303,7 @@ def _compare(
             "width": shape[1],
             "dtype": str(dtype).removeprefix("torch."),
             "candidate": name,
+            "implementation": ran[name],
             "milliseconds": 1e3 * times[name].median(),
             "ratio_low": quartiles.low[name],
             "ratio_median": quartiles["median"][name],
@@ -294,7 +317,28 @@ def _compare(
     )
 
 
-def write_record(table: pd.DataFrame, path: str | Path) -> None:
+def _implementation(optimizer: Optimizer, parameter: Tensor) -> str:
+    """Make a step, and say in words what it ran."""
+    group = optimizer.param_groups[0]
+    native.last_run = ""
+    optimizer.step()
+    if native.last_run:
+        return native.last_run
+    if not group.get("coupled", False):
+        kinds = [kind for kind in ("fused", "foreach") if group.get(kind)]
+        return f"PyTorch's AdamW, {(kinds or ['for-loop'])[0]}"
+    if parameter.device.type == "cuda" and "coupled_adam.optim.kernel" in sys.modules:
+        kernel = sys.modules["coupled_adam.optim.kernel"]
+        matrices = (parameter, parameter.grad, optimizer.state[parameter]["exp_avg"])
+        if group["fused"] is not False and kernel.fits(*matrices):
+            return "Triton kernels"
+    why_not = native.unavailable(parameter.dtype) if group["fused"] else ""
+    if group["fused"] and parameter.device.type == "cpu" and parameter.dtype == torch.float64:
+        why_not = "the sweeps in C are for float32 and bfloat16"
+    return "PyTorch's operations" + (f" (no C: {why_not})" if why_not else "")
+
+
+def write_results(table: pd.DataFrame, path: str | Path) -> None:
     """Write measurements as JSON, with what they depend on.
 
     Args:

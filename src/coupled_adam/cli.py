@@ -6,19 +6,18 @@ import inspect
 import itertools
 import os
 import shlex
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import torch
 import torch.distributed as dist
 
 from coupled_adam.errors import RefusedError
 from coupled_adam.extras import needs
-from coupled_adam.files import check_writable, user_path
+from coupled_adam.files import check_writable, shown, user_path
 
 with needs("cli"):
     import pandas as pd
@@ -26,21 +25,25 @@ with needs("cli"):
 
     from coupled_adam import evaluation, text
     from coupled_adam.arms import ARMS
+    from coupled_adam.console import errors_in_one_line, fail, guard_streams, say
     from coupled_adam.experiments import Outcome, run_sweep, write_record
     from coupled_adam.text import Corpus
     from coupled_adam.text.corpus import TOKENIZER_FILE, read_tokenizer
     from coupled_adam.text.streams import COLLECTIONS
     from coupled_adam.training import (
         PRESETS,
-        DivergedError,
         TrainingConfig,
         preset_config,
         small_config,
     )
     from coupled_adam.training import train as train_run
-    from coupled_adam.training.folder import read_description
+    from coupled_adam.training.folder import (
+        CHECKPOINT_FILE,
+        CONFIG_FILE,
+        METRICS_FILE,
+        read_description,
+    )
 
-TRACEBACK = "COUPLED_ADAM_TRACEBACK"
 SMALL = "small"
 SMALL_VOCABULARY, GPT2_VOCABULARY = 4096, 50_257
 
@@ -79,10 +82,10 @@ def prepare(
 
     A streamed collection is prepared in shards; after an interruption the same command goes on.
     """
-    with _errors_in_one_line():
+    with errors_in_one_line():
         corpus = _corpus(source, vocabulary_size, documents)
         of_documents = "" if documents is None else f"--documents {documents} "
-        _say(
+        say(
             f"{corpus.name}: {len(corpus.train):,} tokens to train on, "
             f"{len(corpus.validation):,} to validate with, vocabulary {corpus.vocabulary_size:,}\n"
             f"folder: {corpus.folder}\n"
@@ -153,18 +156,17 @@ def train(
         "compiled": compiled,
     }
     given: dict[str, object] = {name: value for name, value in changes.items() if value is not None}
-    with _errors_in_one_line(), _processes(device) as here:
+    with errors_in_one_line(), _processes(device) as here:
         out = user_path(out)
         corpus = _corpus(source, vocabulary_size or _default_vocabulary(preset), documents)
         config = _config(preset, corpus, given)
         try:
             run = train_run(config, corpus, out, device=here)
         except KeyboardInterrupt:
-            typer.echo(f"interrupted; the same command goes on with the run in {out}", err=True)
-            raise typer.Exit(130) from None
+            fail(f"interrupted; the same command goes on with the run in {out}", 130)
         if not dist.is_initialized() or dist.get_rank() == 0:
             final = run.final
-            _say(
+            say(
                 f"{out}: {config.steps:,} steps, {int(final.tokens):,} tokens, {optimizer}; "
                 f"validation loss {final.validation_loss:.4f}, "
                 f"isotropy {final.isotropy:.4f}, "
@@ -199,7 +201,7 @@ def sweep(
     The same command goes on after an interruption. Several processes, also on several machines that
     share the folder, may work on one sweep.
     """
-    with _errors_in_one_line():
+    with errors_in_one_line():
         out = user_path(out)
         corpus = _corpus(source, vocabulary_size or SMALL_VOCABULARY, None)
         given = {"steps": steps, "learning_rate": learning_rate}
@@ -211,7 +213,7 @@ def sweep(
             )
         ]
         outcomes = run_sweep(jobs, out, workers=workers)
-        _say("\n".join(_outcome_line(out, outcome) for outcome in outcomes))
+        say("\n".join(_outcome_line(out, outcome) for outcome in outcomes))
 
 
 def _outcome_line(folder: Path, outcome: Outcome) -> str:
@@ -240,29 +242,34 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="A file for the record as JSON.")] = None,
 ) -> None:
     """Measure a run on its text, and record the numbers with what they depend on."""
-    with _errors_in_one_line():
-        device, run_folder, out = _device(device), user_path(run_folder), _place(out)
-        files = _by_stem([user_path(path) for path in word_pairs]) if word_pairs else None
+    with errors_in_one_line():
+        device, run_folder = _device(device), user_path(run_folder)
+        files = _by_name([user_path(path) for path in word_pairs]) if word_pairs else None
+        out = _place(out, [source, *(files or {}).values(), *_files_of(run_folder)])
         corpus = _corpus(source, _vocabulary_of(run_folder), documents)
         measured = evaluation.evaluate(
             run_folder, corpus, tokens=tokens, word_pairs=files, device=device
         )
-        if out is not None:  # first: a console may not be able to show it, or be gone
-            command = _train_command(run_folder, measured.run.config, source, documents, corpus)
-            write_record(measured, out, device=device, description=description, command=command)
-        _show_evaluation(measured)
+        with _shown_in_the_end(lambda: _show_evaluation(measured)):
+            if out is not None:
+                command = _train_command(run_folder, measured.run.config, source, documents, corpus)
+                write_record(measured, out, device=device, description=description, command=command)
+
+
+def _show_table(table: pd.DataFrame, numbers: str) -> None:
+    with pd.option_context("display.width", 200, "display.max_columns", None):
+        say(table.to_string(index=False, float_format=numbers.format))
 
 
 def _show_evaluation(measured: evaluation.Evaluation) -> None:
-    options = ("display.width", 200, "display.max_columns", None)
-    with pd.option_context(*options):
-        row = pd.Series(measured.row, dtype=object)  # or whole numbers would get decimals
-        _say(row.to_string(float_format="{:.4f}".format))
-        for table in (measured.by_frequency, measured.word_pairs):
-            _say("\n" + table.to_string(index=False, float_format="{:.4g}".format))
+    row = pd.Series(measured.row, dtype=object)  # or whole numbers would get decimals
+    say(row.to_string(float_format="{:.4f}".format))
+    for table in (measured.by_frequency, measured.word_pairs):
+        say("")
+        _show_table(table, "{:.4g}")
     if measured.drift is not None:
         shares = ", ".join(f"{100 * share:.0f}" for share in measured.drift.shares)
-        _say(
+        say(
             f"\nthe mean embedding has moved by {measured.drift.distance:.4g}, cosine with minus "
             f"the sign of the mean hidden state {measured.drift.against_hidden:.2f}; shares of the "
             f"vocabulary's quarters in the move, rarest first, in percent: {shares}"
@@ -275,12 +282,12 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="HF_FOLDER", help="New or empty.")],
 ) -> None:
     """Write a run's model as a Hugging Face GPT-2 checkpoint."""
-    with _errors_in_one_line():
+    with errors_in_one_line():
         from coupled_adam.export import export as export_run
 
         run_folder, folder = user_path(run_folder), user_path(folder)
         export_run(run_folder, folder)
-        _say(f"{folder}: a GPT-2 for transformers; lm_eval --model_args pretrained={folder}")
+        say(f"{folder}: a GPT-2 for transformers; lm_eval --model_args pretrained={folder}")
 
 
 @app.command()
@@ -296,10 +303,13 @@ def bench(
     rounds: Annotated[int, typer.Option(help="How often all take turns.", min=1)] = 15,
     out: Annotated[Path | None, typer.Option(help="A file for the results as JSON.")] = None,
 ) -> None:
-    """Measure the optimizer's step on an embedding matrix, beside torch's AdamW."""
+    """Measure the optimizer's step on an embedding matrix, beside torch's AdamW.
+
+    Each step is timed right after a matrix product, as in a training loop.
+    """
     from coupled_adam import benchmark
 
-    with _errors_in_one_line():
+    with errors_in_one_line():
         out = _place(out)
         table = benchmark.compare_steps(
             [_shape(shape) for shape in shapes or ["50304x768"]],
@@ -308,10 +318,30 @@ def bench(
             threads=threads,
             rounds=rounds,
         )
-        if out is not None:
-            benchmark.write_record(table, out)
-        with pd.option_context("display.width", 200, "display.max_columns", None):
-            _say(table.to_string(index=False, float_format="{:.3f}".format))
+        with _shown_in_the_end(lambda: _show_steps(table)):
+            if out is not None:
+                benchmark.write_results(table, out)
+
+
+def _show_steps(table: pd.DataFrame) -> None:
+    _show_table(table.drop(columns="implementation"), "{:.3f}")
+    ran = table[["candidate", "implementation"]].drop_duplicates()
+    for candidate, implementation in ran.itertuples(index=False):
+        say(f"{candidate}: {implementation}")
+
+
+@contextmanager
+def _shown_in_the_end(show: Callable[[], None]) -> Iterator[None]:
+    """Around the writing of a result, which comes first: its reader may be gone.
+
+    It is shown also where it could not be written, or it would be lost.
+    """
+    try:
+        yield
+    except OSError:
+        show()
+        raise
+    show()
 
 
 def _shape(text: str) -> tuple[int, int]:
@@ -355,26 +385,39 @@ def _vocabulary_of(run_folder: Path) -> int:
     return int(read_tokenizer(path).get_vocab_size())
 
 
-def _place(out: Path | None) -> Path | None:
+def _place(out: Path | None, inputs: Sequence[str | Path] = ()) -> Path | None:
     """Where a result shall be written; refused before the work if that cannot be."""
     if out is None:
         return None
     out = user_path(out)
+    for path in inputs:
+        path = os.path.expanduser(path)
+        if out.exists() and os.path.exists(path) and out.samefile(path):
+            raise RefusedError(f"--out {out} would replace what is read: choose another name")
     check_writable(out)
     return out
 
 
-def _by_stem(paths: list[Path]) -> dict[str, Path]:
-    """Files by their names without endings, or by their whole paths where two have the same."""
-    stems = [path.stem for path in dict.fromkeys(paths)]
-    return {
-        _readable(path.stem if stems.count(path.stem) == 1 else str(path)): path for path in paths
-    }
+def _files_of(run_folder: Path) -> list[Path]:
+    names = (CONFIG_FILE, METRICS_FILE, CHECKPOINT_FILE, TOKENIZER_FILE)
+    return [run_folder / name for name in names]
 
 
-def _readable(name: str) -> str:
-    """A file's name as text; in an ASCII locale Python has bytes of it that are no characters."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+def _by_name(paths: list[Path]) -> dict[str, Path]:
+    """Files by their names without endings; with so much of their paths as tells them apart."""
+    once: dict[Path, Path] = {}
+    for path in paths:
+        once.setdefault(path.resolve(), path.absolute())
+    files = list(once.values())
+    if len({file.stem for file in files}) == len(files):
+        return {shown(file.stem): file for file in files}
+    named = {}
+    for file in files:
+        depth = 1
+        while sum(other.parts[-depth:] == file.parts[-depth:] for other in files) > 1:
+            depth += 1
+        named[shown("/".join(file.parts[-depth:]))] = file
+    return named
 
 
 def _train_command(
@@ -444,63 +487,9 @@ def _processes(device: str | None) -> Iterator[str]:
         dist.destroy_process_group()
 
 
-@contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    """What is refused or cannot be done is said on stderr in one line, with exit code 2.
-
-    A fault of the program is one line too, with exit code 1. COUPLED_ADAM_TRACEBACK=1 shows where
-    either comes from.
-    """
-    try:
-        yield
-    except (typer.Exit, typer.Abort):
-        raise
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
-    except torch.OutOfMemoryError as error:
-        _fail(
-            "out of GPU memory: the same command with a larger --accumulation goes on with the "
-            "run; it changes nothing but the memory used",
-            cause=error,
-        )
-    except (RefusedError, DivergedError) as error:
-        _fail(str(error), cause=error)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}", cause=error)
-    except Exception as error:
-        _fail(
-            f"a fault of the program, not of yours ({type(error).__name__}: {error}); "
-            f"{TRACEBACK}=1 in the environment shows where",
-            1,
-            error,
-        )
-
-
-def _say(message: str) -> None:
-    """Print; a reader that has gone, as after ``| head``, is no error."""
-    try:
-        typer.echo(message)
-    except BrokenPipeError:
-        # Python flushes once more in the end, and would complain.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
-
-
-def _fail(message: str, code: int = 2, cause: BaseException | None = None) -> NoReturn:
-    if cause is not None and os.environ.get(TRACEBACK) not in (None, "", "0"):
-        raise cause
-    typer.echo("coupled-adam: " + " ".join(message.split()), err=True)
-    raise typer.Exit(code)
-
-
 def main() -> None:
     """Run the command line."""
-    for stream in (sys.stdout, sys.stderr):
-        # What a console cannot show is written out as \\u2014 and the like, and not an error.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    guard_streams()
     app(prog_name="coupled-adam")
 
 

@@ -46,6 +46,15 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     return expanded
 
 
+def shown(name: str) -> str:
+    r"""A name of a file as text for tables and records, also where the system's is not UTF-8.
+
+    In a bare environment (LC_ALL=C) Python has half characters in place of what is beyond ASCII,
+    which pandas refuses. What is no UTF-8 in any case is shown as ``\xNN``.
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def read_text(path: str | os.PathLike[str]) -> str:
     """A small text file of the user's, as whatever editor has saved it.
 

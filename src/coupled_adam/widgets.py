@@ -187,7 +187,7 @@ class Exploration:
             A ``VBox``: the controls in a box, in the order of the knobs, and the result below them.
         """
         with needs("book"):
-            import ipywidgets  # type: ignore[import-untyped]
+            import ipywidgets
 
         shown = ipywidgets.HTML(value=self.results[self._start()].shown())
         made = {knob.name: _control(ipywidgets, knob) for knob in self.knobs}

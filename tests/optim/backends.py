@@ -21,7 +21,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
 from coupled_adam import CoupledAdamW
-from coupled_adam.optim import coupled_adamw, native
+from coupled_adam.optim import coupled_adamw, native, openmp
 from coupled_adam.optim.reference import coupled_adamw_reference
 
 # Options that change what a step computes, on top of these.
@@ -92,6 +92,22 @@ def _no_triton() -> str:
 
 
 @contextmanager
+def several_threads(*, team: bool) -> Iterator[None]:
+    """The sweeps in C on more threads than one, in PyTorch's team or in threads of their own."""
+    found = openmp.team() if team else (None, "as a test asks")
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with (
+            mock.patch.object(native, "_WORTH_SHARING", 0),
+            mock.patch.object(openmp, "team", lambda: found),
+        ):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def interpreted(kernel: ModuleType | None = None) -> Iterator[None]:
     """Triton's kernels on a CPU, in tiles so small that a matrix of test size has several."""
     if kernel is None:
@@ -134,6 +150,26 @@ BACKENDS: dict[str, Backend] = {
     "C": Backend(
         {"fused": True},
         dtypes=(torch.float32, torch.bfloat16),
+        missing=_no_compiler,
+        module="native",
+    ),
+    "C, in PyTorch's team": Backend(
+        {"fused": True},
+        dtypes=(torch.float32, torch.bfloat16),
+        variants=("default",),
+        shapes=((12, 5), (4099, 3)),
+        steps=20,
+        using=functools.partial(several_threads, team=True),
+        missing=lambda: _no_compiler() or openmp.team()[1],
+        module="native",
+    ),
+    "C, own threads": Backend(
+        {"fused": True},
+        dtypes=(torch.float32, torch.bfloat16),
+        variants=("default",),
+        shapes=((12, 5), (4099, 3)),
+        steps=20,
+        using=functools.partial(several_threads, team=False),
         missing=_no_compiler,
         module="native",
     ),

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from coupled_adam import CoupledAdamW
-from coupled_adam.optim import sharding
+from coupled_adam.optim import coupled_adamw, sharding
 
 WIDTH, STEPS = 6, 20
 # A collective that some process does not join fails after the first, a worker after the second.
@@ -320,12 +320,12 @@ def local_means(case: Case, world: int, folder: Path) -> dict[str, Any]:
 # Lines of the reduction, each broken in a way that leaves a training that looks healthy.
 REDUCTION_MUTATIONS = {
     "divided by the rows of one process": (
-        "entry.total, entry.rows, entry.gradients = part[:-2], part[-2], part[-1]",
-        "entry.total, entry.gradients = part[:-2], part[-1]",
+        "entry.rows, entry.gradients, entry.sparse_gradients = part[-_COUNTS:]",
+        "entry.gradients, entry.sparse_gradients = part[1 - _COUNTS :]",
     ),
     "sum over the processes of means": (
-        "part[:-2] = entry.total",
-        "part[:-2] = entry.total / max(1, entry.rows)",
+        "part[:-_COUNTS] = entry.total",
+        "part[:-_COUNTS] = entry.total / max(1, entry.rows)",
     ),
     "not added up": (
         "return torch.distributed.all_reduce(buffer, group=last, async_op=True), buffer",
@@ -458,6 +458,106 @@ def resume_from_one_file(case: Case, world: int, folder: Path) -> dict[str, Any]
     return {"parameters": resumed.run(STEPS // 2, STEPS).parameters()}
 
 
+def switch_from_one_file(case: Case, world: int, folder: Path) -> dict[str, Any]:
+    """AdamW's whole state on rank 0, spread from there into coupled groups."""
+    first = Training(case.placement, case.rows, case.variant, optimizer_class=torch.optim.AdamW)
+    first.run(0, STEPS // 2)
+    if case.placement == "one process":
+        state = first.optimizer.state_dict()
+        first.optimizer_class = CoupledAdamW
+        first.optimizer = CoupledAdamW(first.groups(), lr=1e-2, **first.options)
+        first.optimizer.load_state_dict(state)
+        return {"parameters": first.run(STEPS // 2, STEPS).parameters()}
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_state_dict,
+        set_model_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    model, optimizer = get_state_dict(first.model, first.optimizer, options=options)
+    switched = Training(case.placement, case.rows, case.variant, seed=1)
+    if case.rows % 2:
+        switched.run(0, 1)  # there may be a state already
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(switched.model, model, options=options)
+    set_optimizer_state_dict(switched.model, switched.optimizer, optimizer, options=options)
+    return {"parameters": switched.run(STEPS // 2, STEPS).parameters()}
+
+
+def zero_redundancy(case: Case, world: int, folder: Path) -> dict[str, Any]:
+    """Each process steps some of the parameters: one may have no embedding."""
+    if case.placement == "one process":
+        return train(case, world, folder)
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    def start(seed: int) -> Training:
+        training = Training(case.placement, case.rows, case.variant, seed=seed)
+        training.optimizer = ZeroRedundancyOptimizer(
+            training.groups(), CoupledAdamW, lr=1e-2, **training.options
+        )
+        return training
+
+    first, again = start(0), start(1)
+    first.run(0, STEPS // 2)
+    states: list[Any] = [None]
+    first.optimizer.consolidate_state_dict(to=0)
+    if torch.distributed.get_rank() == 0:
+        states = [first.optimizer.state_dict()]
+    torch.distributed.broadcast_object_list(states, src=0)
+    again.model.load_state_dict(first.model.state_dict())
+    again.optimizer.load_state_dict(states[0])
+    here = [len(group["params"]) for group in again.optimizer.optim.param_groups]
+    counts: list[Any] = [None] * world
+    torch.distributed.all_gather_object(counts, here)
+    return {
+        "parameters": again.run(STEPS // 2, STEPS).parameters(),
+        "somebody has no embedding": any(count[0] == 0 for count in counts),
+        "shapes": [
+            tuple(again.optimizer.optim.state[parameter]["exp_avg_sq"].shape)
+            for parameter in again.optimizer.optim.param_groups[0]["params"]
+        ],
+    }
+
+
+def sparse(case: Case, world: int, folder: Path) -> dict[str, Any]:
+    """Sparse gradients of the table's rows; now and then a process has none of them."""
+    waited = False
+
+    def change(index: int, model: Model) -> None:
+        nonlocal waited
+        generator = torch.Generator().manual_seed(index)
+        occurs = torch.rand(case.rows, generator=generator) < 0.4
+        occurs[0] = index % 7 != 6
+        if index % 3 == 0:
+            occurs[case.rows // world : 2 * case.rows // world] = False  # the rows of rank 1
+        if index % 7 == 6:
+            occurs[:] = False
+        mine = occurs[model.here.get("table", slice(None))]
+        rows = mine.nonzero()[:, 0]
+        # Absent rows are an empty gradient in one step and no gradient in another.
+        if len(rows) == 0 and (index % 2 or index % 7 == 6):
+            model.table.grad = None
+            waited = waited or bool(occurs.any())
+            return
+        values = model.table.grad[rows]
+        model.table.grad = torch.sparse_coo_tensor(
+            rows[None], values, model.table.shape, check_invariants=True
+        )
+
+    training = Training(case.placement, case.rows, case.variant)
+    before = training.bare.table.detach().clone()
+    for index in range(STEPS):
+        training.run(index, index + 1, change)
+        gradient = training.bare.table.grad
+        # What is absent here stays where it is, whatever the others have.
+        if gradient is None and not torch.equal(before, training.bare.table):
+            raise AssertionError(f"rows that were absent moved in step {index}")
+        before = training.bare.table.detach().clone()
+    return {"parameters": training.parameters(), "waited": waited}
+
+
 def refusals(case: Case, world: int, folder: Path) -> dict[str, Any]:
     """What each of them says."""
     from torch.distributed.tensor import DTensor, Partial, Replicate
@@ -487,6 +587,10 @@ def refusals(case: Case, world: int, folder: Path) -> dict[str, Any]:
             CoupledAdamW([{"params": [nn.Parameter(matrix)], "coupled": True, **options}])
         except ValueError as error:
             said[name] = str(error)
+    try:
+        CoupledAdamW([{"params": [], "coupled": True, "process_group": everyone}])
+    except ValueError as error:
+        said["nothing of shared rows"] = str(error)
     sharded = Training("FSDP2", 4).run(0, 1)
     alone = Training("one process", 4).run(0, 1)
     try:
@@ -549,7 +653,7 @@ def contract(case: Case, world: int, folder: Path) -> dict[str, Any]:
 
     with (
         mock.patch.object(sharding, "_start", noted("start", sharding._start)),
-        mock.patch.object(CoupledAdamW, "_plain_step", noted("AdamW", CoupledAdamW._plain_step)),
+        mock.patch.object(coupled_adamw, "_plain_step", noted("AdamW", coupled_adamw._plain_step)),
         mock.patch.object(sharding.Reduction, "wait", noted("wait", sharding.Reduction.wait)),
     ):
         shards.run(1, 2)
@@ -570,6 +674,9 @@ KINDS: dict[str, Callable[[Case, int, Path], dict[str, Any]]] = {
     "switch": switch,
     "resume": resume,
     "resume from one file": resume_from_one_file,
+    "switch from one file": switch_from_one_file,
+    "zero redundancy": zero_redundancy,
+    "sparse": sparse,
     "refusals": refusals,
     "contract": contract,
 }
@@ -603,6 +710,18 @@ def _cases() -> list[Case]:
         Case("resume", "FSDP2 over columns", 11, worlds=(4,)),
         Case("resume from one file", "FSDP2", 11, worlds=(3,)),
         Case("resume from one file", "tensor parallel columns", 11, worlds=(3,)),
+        Case("switch from one file", "FSDP2", 11, "amsgrad, maximize", worlds=(2, 3)),
+        Case("switch from one file", "FSDP2", 3, worlds=(4,)),
+        Case("switch from one file", "FSDP2 by column", 10, worlds=(2,)),
+        Case("switch from one file", "tensor parallel rows", 11, worlds=(2,)),
+        Case("switch from one file", "tensor parallel columns", 11, worlds=(3,)),
+        Case("switch from one file", "FSDP2 over rows", 11, worlds=(4,)),
+        Case("switch from one file", "FSDP2 over columns", 11, worlds=(4,)),
+        Case("zero redundancy", "DDP", 10, worlds=(2, 3, 4)),
+        Case("zero redundancy", "DDP", 11, "amsgrad, maximize", worlds=(3,)),
+        Case("sparse", "row shards", 12, worlds=(2, 3, 4)),
+        Case("sparse", "row shards", 11, "amsgrad, maximize", worlds=(3,)),
+        Case("sparse", "row shards in pairs", 12, worlds=(4,)),
         Case("switch", "FSDP2", 11, worlds=(3,)),
         Case("switch", "tensor parallel columns", 11, worlds=(2,)),
         Case("switch", "row shards", 11, worlds=(3,)),

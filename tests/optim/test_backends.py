@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 
 import backends
 import pytest
@@ -11,7 +10,7 @@ import torch
 from backends import BACKENDS, SETTINGS, TOLERANCES, Trial, trials
 
 from coupled_adam import CoupledAdamW
-from coupled_adam.optim import compiler, coupled_adamw, native
+from coupled_adam.optim import coupled_adamw
 
 
 @trials()
@@ -62,133 +61,6 @@ def test_the_same_run_gives_the_same_bits(name, dtype):
         pytest.skip(backend.missing())
     trial = Trial(backend, "default", dtype, backend.shapes[-1])
     assert torch.equal(trial.run(coupled=True)[0], trial.run(coupled=True)[0])
-
-
-# The sweeps in C
-
-
-needs_compiler = pytest.mark.skipif(
-    bool(BACKENDS["C"].missing()), reason=BACKENDS["C"].missing() or "there is one"
-)
-
-
-@needs_compiler
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_number_of_threads_does_not_show(dtype, monkeypatch):
-    monkeypatch.setattr(native, "_WORTH_SHARING", 0)
-    generator = torch.Generator().manual_seed(0)
-    matrices = [torch.randn(20_000, 33, generator=generator).to(dtype) for _ in range(3)]
-    factor, results = torch.rand(33, generator=generator), []
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            parameter, gradient, moment = (one.clone() for one in matrices)
-            total = native.sum_of_squares(gradient)
-            native.update(
-                parameter, gradient, moment, factor, weight=0.1, decay=-0.01, maximize=False
-            )
-            results.append((total, parameter, moment))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-    expected = matrices[1].double().square().sum(0)
-    torch.testing.assert_close(results[0][0].double(), expected, rtol=1e-6, atol=0)
-
-
-@needs_compiler
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("columns", [1, 15, 16, 17, 300])
-def test_rows_may_lie_apart_and_nothing_between_them_is_written(dtype, columns):
-    wide = [torch.full((70, 301), float(n)).to(dtype) for n in (1, 2, 3)]
-    parameter, gradient, moment = (one[3:64, :columns] for one in wide)
-    torch.testing.assert_close(
-        native.sum_of_squares(gradient), torch.full((columns,), 4.0 * 61), rtol=0, atol=0
-    )
-    factor = torch.full((columns,), -0.5)
-    native.update(parameter, gradient, moment, factor, weight=0.5, decay=0.0, maximize=True)
-    assert (moment == 0.5).all() and (parameter == 0.75).all() and (gradient == 2).all()
-    for one, value in zip(wide, (1, 2, 3), strict=True):
-        outside = one.clone()
-        outside[3:64, :columns] = value
-        assert (outside == value).all()
-
-
-@needs_compiler
-def test_bfloat16_is_rounded_as_by_torch():
-    generator = torch.Generator().manual_seed(0)
-    numbers = torch.randn(64, 1000, generator=generator) * torch.logspace(-40, 38, 1000)
-    ties = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 0.0, -0.0, torch.inf, -torch.inf])
-    numbers[0, :7], numbers[0, 7] = ties, torch.nan
-    parameter = torch.zeros(64, 1000, dtype=torch.bfloat16)
-    gradient, moment = numbers.bfloat16(), torch.zeros_like(parameter)
-    native.update(
-        parameter, gradient, moment, torch.full((1000,), 1 / 3), weight=1.0, decay=0.0,
-        maximize=False,
-    )  # fmt: skip
-    third = torch.full((), 1 / 3)
-    torch.testing.assert_close(
-        parameter, (gradient.float() * third).bfloat16(), rtol=0, atol=0, equal_nan=True
-    )
-    torch.testing.assert_close(moment, gradient, rtol=0, atol=0, equal_nan=True)
-
-
-@needs_compiler
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        (lambda x: x, True),
-        (lambda x: x.bfloat16(), False),  # one of three
-        (lambda x: x.T.contiguous().T, False),
-        (lambda x: x.to_sparse(1), False),
-        (lambda x: x.as_subclass(type("Wrapped", (torch.Tensor,), {})), False),
-    ],
-)
-def test_what_fits(change, expected):
-    matrices = [torch.ones(8, 4) for _ in range(3)]
-    for place in range(3):
-        changed = [change(one) if n == place else one for n, one in enumerate(matrices)]
-        assert native.fits(*changed) == expected
-    assert not native.fits(*(one.double() for one in matrices))
-    assert native.fits(*(one.bfloat16() for one in matrices))
-
-
-@pytest.mark.parametrize("asked", ["", "/nowhere/cc", "false"])
-def test_without_a_working_compiler_the_step_is_made_of_tensor_operations(asked, monkeypatch):
-    monkeypatch.setenv("CC", asked)
-    monkeypatch.setattr(compiler.shutil, "which", lambda _: None)
-    native._compiled.cache_clear()
-    try:
-        trial = Trial(BACKENDS["C"], "default", torch.float32, (12, 5))
-        found, _ = trial.run(coupled=True)
-        assert native._compiled(torch.float32)[0] is None
-    finally:
-        native._compiled.cache_clear()
-    expected = backends.expected("default", torch.float32, (12, 5), trial.steps)
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
-
-
-@needs_compiler
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_has_threads_of_its_own(monkeypatch):
-    monkeypatch.setattr(native, "_WORTH_SHARING", 0)
-    gradient = torch.ones(10_000, 3)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        native.sum_of_squares(gradient)
-        child = os.fork()
-        if child == 0:
-            import signal
-
-            signal.alarm(20)  # with the parent's pool it would wait for ever
-            right = native.sum_of_squares(gradient)[0] == 10_000
-            os._exit(0 if right else 1)
-        assert os.waitpid(child, 0)[1] == 0
-    finally:
-        torch.set_num_threads(before)
 
 
 # Options that a backend cannot take

@@ -124,6 +124,9 @@ def distance(outcome: dict[str, Any], expected: dict[str, Any], name: str) -> fl
     "switch",
     "resume",
     "resume from one file",
+    "switch from one file",
+    "zero redundancy",
+    "sparse",
 )
 def test_many_processes_end_where_one_ends(runs, case, world):
     expected = one_process(case, world)
@@ -169,6 +172,21 @@ def test_resuming_on_as_many_processes_is_bitwise(runs, case, world):
     assert all(outcome["bitwise"] for outcome in runs(case, world))
 
 
+@needs_gloo
+@cases("zero redundancy")
+def test_a_process_without_embedding_is_one_of_several(runs, case, world):
+    outcomes = runs(case, world)
+    assert outcomes[0]["somebody has no embedding"] == (world > 2)
+    assert [shape for outcome in outcomes for shape in outcome["shapes"]] == [(6,), (6,)]
+
+
+@needs_gloo
+@cases("sparse")
+def test_a_process_that_has_none_of_the_rows_leaves_its_own_alone(runs, case, world):
+    """The process itself checks that nothing moves; here, that it came to that."""
+    assert any(outcome["waited"] for outcome in runs(case, world))
+
+
 REFUSALS = {
     "partial": r"P(artial)?\(sum\): its values are sums that have not been taken yet",
     "group for DTensor": "knows by itself where its rows are",
@@ -177,6 +195,7 @@ REFUSALS = {
     "derivative of a shard": "spread over processes; the sum over them has no derivative",
     "group is None": "process_group=None is no process group .* call .*init_process_group first",
     "group of others": "is no process group of this process",
+    "nothing of shared rows": "holds no parameters.*a shard of no rows",
     "plain state": "load the state with set_optimizer_state_dict",
 }
 

@@ -139,7 +139,7 @@ def test_goes_right_direction(device, coupled, options, scheduled, contiguous):
         loss = optimizer.step(closure)
         for scheduler in started:
             if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-                scheduler.step(loss)
+                scheduler.step(loss.detach())
             else:
                 scheduler.step()
     last = closure().item()

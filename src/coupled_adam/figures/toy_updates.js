@@ -105,7 +105,7 @@ start("toy_updates", (root, config) => {
     const count = Math.pow(2, doublings);
     const parts = optimizers.map((o) => `${NAMES[o]} ${length(now(o).sum)}`);
     spoken.textContent = `Step ${step}, ${count > 1 ? `mean of ${count} trainings` : "one training"}. Of 8 tokens ` +
-      `${run.absent[step - 1].toFixed(1)} are absent from a batch of ${BATCH}. Length of the sum: ${parts.join(", ")}.`;
+      `${+run.absent[step - 1].toFixed(1)} are absent from a batch of ${BATCH}. Length of the sum: ${parts.join(", ")}.`;
   };
   const train = () => ((run = toyRun(optimizers, halvings, Math.pow(2, doublings), config.seed)), show());
 

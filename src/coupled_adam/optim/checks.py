@@ -143,7 +143,7 @@ def check_sparse(parameter: Tensor, group: dict[str, Any]) -> None:
             "a sparse gradient leaves out rows, and there the rows are no tokens; build the "
             "matrix as [tokens, width], or with dense gradients"
         )
-    if parameter.grad.sparse_dim() != 1:
+    if parameter.grad is not None and parameter.grad.sparse_dim() != 1:
         raise RuntimeError(
             f"the gradient of a parameter of shape {shape} is sparse in both dimensions; only "
             "whole rows may be missing, as in the gradients of nn.Embedding(..., sparse=True)"

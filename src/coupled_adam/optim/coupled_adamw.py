@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import math
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from torch.optim import AdamW
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 
-from coupled_adam.optim import checks, memory, sharding
+from coupled_adam.optim import checks, memory, native, sharding
 from coupled_adam.optim.transfer import counts_on_device, second_moment_for, state_dtype
 
 # Rows that are stepped at once: large enough to keep the overhead of a call small, small enough to
@@ -95,9 +96,12 @@ class CoupledAdamW(AdamW):
     shards of rows needs ``process_group=``, the processes that share out the rows. One all-reduce a
     step adds up the sums of all coupled matrices while the other groups are stepped, so every
     process has to take every step, gradients or not: rows without a gradient count as zeros if
-    another process has one, else the matrix is skipped. ``Partial`` placements and the flat
-    parameters of FSDP1 are refused. ``torch.distributed.checkpoint`` saves the state on n processes
-    and loads it on m; of plain shards each process saves its own.
+    another process has one (as absent, if what others have is sparse), else the matrix is skipped.
+    Of matrices that are not sharded a process may hold none at all, as ZeroRedundancyOptimizer
+    gives them out. ``Partial`` placements and the flat parameters of FSDP1 are refused.
+    ``torch.distributed.checkpoint`` saves the state on n processes and loads it on m, and puts a
+    whole state of this class or of AdamW into shards, broadcast from rank 0 or not; of plain
+    shards each process saves its own.
 
     Args:
         params: tensors or parameter groups; ``param_groups(model)`` makes the usual ones.
@@ -160,8 +164,8 @@ class CoupledAdamW(AdamW):
             differentiable=differentiable,
             fused=fused,
         )
-        # With this flag GradScaler would leave unscaling and skipping to the step, of which only
-        # torch's fused kernel is capable; without it, it does both itself, for every group.
+        # With this flag GradScaler would leave unscaling and skipping to the step, which does them
+        # for groups with fused=True only; without it, it does both itself, for every group.
         self._step_supports_amp_scaling = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -264,7 +268,9 @@ class CoupledAdamW(AdamW):
                 state[key] = second_moment_for(loaded[key], parameter, group, source)
 
     @_use_grad_for_differentiable
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
         """Make one step.
 
         Args:
@@ -374,7 +380,7 @@ class CoupledAdamW(AdamW):
                 decay=decay,
                 maximize=maximize,
             )
-        elif swept.rows is not None:
+        elif swept.rows is not None and gradient is not None:
             gradient = -gradient if maximize else gradient
             touched = first_moment[swept.rows].lerp_(gradient.to(first_moment.dtype), 1 - beta1)
             first_moment[swept.rows] = touched
@@ -404,7 +410,9 @@ class CoupledAdamW(AdamW):
         """The same with new tensors as state, since the graphs of earlier steps hold the old."""
         group, parameter, state = swept.group, swept.parameter, self.state[swept.parameter]
         beta1, beta2 = _betas(group, state["step"])
-        gradient = _tokens_first(swept.gradient, group)  # as the parameter lies
+        # Whole matrices only, of which every process has the gradient; as the parameter lies.
+        assert swept.gradient is not None
+        gradient = _tokens_first(swept.gradient, group)
         gradient = -gradient if group["maximize"] else gradient
         state["step"] += 1
         state["exp_avg"] = state["exp_avg"].lerp(gradient, _like(1 - beta1, gradient))
@@ -555,22 +563,23 @@ def _factor_and_decay(
 
 def _bias_correction(beta: float | Tensor, step: float | Tensor) -> float | Tensor:
     """``1 - beta**step``; for a tensor without the cancellation that float32 would suffer."""
-    if not isinstance(beta, Tensor) and not isinstance(step, Tensor):
-        return 1 - beta**step
     if isinstance(beta, Tensor):
         return -torch.expm1(step * torch.log(beta))
-    return -torch.expm1(step * (math.log(beta) if beta > 0 else -math.inf))
+    if isinstance(step, Tensor):
+        return -torch.expm1(step * (math.log(beta) if beta > 0 else -math.inf))
+    return 1 - beta**step
 
 
 def _start_state(state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> None:
     # Never the parameter's type: a bfloat16 counter would stop at 256.
     counter_dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-    # From a number, not by torch.zeros: a FakeTensor can be read back then, as torch's own can.
-    state["step"] = torch.tensor(
-        0.0,
-        dtype=torch.float32 if group["fused"] else counter_dtype,
-        device=parameter.device if counts_on_device(group) else "cpu",
-    )
+    dtype = torch.float32 if group["fused"] else counter_dtype
+    # As torch makes them: zeros on a device, which a graph can be capturing, and elsewhere from a
+    # number, which can be read back even from a FakeTensor.
+    if counts_on_device(group):
+        state["step"] = torch.zeros((), dtype=dtype, device=parameter.device)
+    else:
+        state["step"] = torch.tensor(0.0, dtype=dtype, device="cpu")
     state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
     if group["coupled"]:
         second_moment = sharding.column_zeros(parameter, state_dtype(parameter), group)
@@ -586,16 +595,14 @@ def _kernel_for(group: dict[str, Any], *matrices: Tensor) -> ModuleType | None:
     # What a compiler traces it can fuse by itself, and a call into C would be lost to it.
     if group["fused"] is False or group["differentiable"] or torch.compiler.is_compiling():
         return None
-    device = matrices[0].device.type
-    if device == "cuda" and _has_triton():
-        from coupled_adam.optim import kernel as module  # needs Triton
-    elif device == "cpu" and group["fused"]:
-        from coupled_adam.optim import native as module
-    else:
-        return None
     if isinstance(group["betas"][0], Tensor) and group["capturable"]:
         return None  # the kernels take it as a number
-    return module if module.fits(*matrices) else None
+    device, module = matrices[0].device.type, None
+    if device == "cuda" and _has_triton():
+        module = importlib.import_module("coupled_adam.optim.kernel")  # needs Triton
+    elif device == "cpu" and group["fused"]:
+        module = native
+    return module if module is not None and module.fits(*matrices) else None
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Work
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
 
 
 # What travels with the sums of a matrix: rows, gradients, sparse gradients.
@@ -162,21 +165,22 @@ def row_groups(parameter: Tensor, group: dict[str, Any]) -> tuple[ProcessGroup, 
     if not is_dtensor(parameter):
         return (group["process_group"],) if "process_group" in group else ()
     mesh = parameter.device_mesh
+    placements: tuple[Any, ...] = parameter.placements
     # By exclusion: FSDP2 over tensor parallelism gives a placement that is not a Shard by type.
     spread = [
         axis
-        for axis, placement in enumerate(parameter.placements)
+        for axis, placement in enumerate(placements)
         if not placement.is_replicate() and placement.dim == group["vocabulary_dim"]
     ]
     if len(spread) > 1 and len(spread) == mesh.ndim:
         world = torch.distributed.group.WORLD
-        if mesh.size() == world.size():
+        if world is not None and mesh.size() == world.size():
             return (world,)
     # The innermost axis, the fastest by convention, first: only the last one runs under AdamW.
     return tuple(mesh.get_group(axis) for axis in reversed(spread))
 
 
-def is_dtensor(tensor: Tensor) -> bool:
+def is_dtensor(tensor: Tensor) -> TypeIs[DTensor]:
     """Whether a tensor is a DTensor."""
     # Where there is one its module has been imported; to import it here would fail where torch was
     # built without torch.distributed.
@@ -191,7 +195,11 @@ def local(tensor: Tensor) -> Tensor:
 
 def local_gradient(gradient: Tensor, parameter: Tensor) -> Tensor:
     """The part of a gradient that belongs to the part of the parameter on this process."""
-    if is_dtensor(parameter) and gradient.placements != parameter.placements:
+    if (
+        is_dtensor(parameter)
+        and is_dtensor(gradient)
+        and gradient.placements != parameter.placements
+    ):
         gradient = gradient.redistribute(placements=parameter.placements)
     return local(gradient)
 
@@ -226,7 +234,7 @@ def placed(whole: Tensor, parameter: Tensor, group: dict[str, Any]) -> Tensor:
         return whole
     module = sys.modules["torch.distributed.tensor"]
     mesh = parameter.device_mesh
-    like = column_zeros(parameter, whole.dtype, group)
+    like: Any = column_zeros(parameter, whole.dtype, group)
     everywhere = module.DTensor.from_local(
         whole, mesh, [module.Replicate()] * mesh.ndim, run_check=False
     )
@@ -242,14 +250,14 @@ def broadcast_follows() -> bool:
     a DTensor it replaces as a whole: so this is the one moment at which the state must not be one,
     and the only sign of it is who calls.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if (
             frame.f_code.co_name == "_load_optim_state_dict"
             and frame.f_globals.get("__name__") == "torch.distributed.checkpoint.state_dict"
         ):
             return bool(getattr(frame.f_locals.get("info"), "broadcast_from_rank0", False))
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return False
 
 
@@ -281,8 +289,9 @@ def _as_columns(vector: Tensor, parameter: Tensor, axis: int) -> Tensor:
     if not is_dtensor(parameter):
         return vector
     module = sys.modules["torch.distributed.tensor"]
+    held: tuple[Any, ...] = parameter.placements
     placements = []
-    for placement in parameter.placements:
+    for placement in held:
         if placement.is_replicate() or placement.dim != axis:
             placements.append(module.Replicate())
         elif hasattr(placement, "split_factor"):

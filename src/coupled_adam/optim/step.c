@@ -59,34 +59,44 @@ typedef struct {
 #define AT_ONCE 64
 /* Columns whose sums are kept on the stack. */
 #define BLOCK 1024
-/* Elements of a cache line, and how many lines ahead each stream is asked for: into the second
-   cache, which can wait for more lines at a time than the first. */
+/* Elements of a cache line, how many lines ahead each stream is asked for (into the second cache,
+   which can wait for more lines at a time than the first), and how many at once. */
 #define LINE (64 / (int64_t)sizeof(element))
 #define AHEAD 16
+#define STRIP (4 * LINE)
 
+static inline void ask_for(const element *place) {
 #if defined(__GNUC__)
-#define ASK_FOR(address) __builtin_prefetch(address, 0, 2)
+    for (int64_t k = 0; k < STRIP; k += LINE) __builtin_prefetch(place + AHEAD * LINE + k, 0, 2);
 #else
-#define ASK_FOR(address)
+    (void)place;
 #endif
+}
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-static void add_squares(const element *restrict a, const element *restrict b,
-                        const element *restrict c, const element *restrict d, int64_t rows,
-                        int64_t columns, int64_t stride, float *restrict part) {
-    for (int64_t row = 0; row < rows; row++, a += stride, b += stride, c += stride, d += stride)
-        for (int64_t line = 0; line < columns; line += LINE) {
-            int64_t ahead = line + AHEAD * LINE, end = least(line + LINE, columns);
-            ASK_FOR(a + ahead);
-            ASK_FOR(b + ahead);
-            ASK_FOR(c + ahead);
-            ASK_FOR(d + ahead);
-            for (int64_t k = line; k < end; k++) {
-                float w = load(a[k]), x = load(b[k]), y = load(c[k]), z = load(d[k]);
-                part[k] += (w * w + x * x) + (y * y + z * z);
-            }
+static inline void add_strip(const element *restrict a, const element *restrict b,
+                             const element *restrict c, const element *restrict d, int64_t columns,
+                             float *restrict part) {
+    for (int64_t k = 0; k < columns; k++) {
+        float w = load(a[k]), x = load(b[k]), y = load(c[k]), z = load(d[k]);
+        part[k] += (w * w + x * x) + (y * y + z * z);
+    }
+}
+
+static void add_squares(const element *a, const element *b, const element *c, const element *d,
+                        int64_t rows, int64_t columns, int64_t stride, float *part) {
+    for (int64_t row = 0; row < rows; row++, a += stride, b += stride, c += stride, d += stride) {
+        int64_t k = 0;
+        for (; k + STRIP <= columns; k += STRIP) {
+            ask_for(a + k);
+            ask_for(b + k);
+            ask_for(c + k);
+            ask_for(d + k);
+            add_strip(a + k, b + k, c + k, d + k, STRIP, part + k);
         }
+        add_strip(a + k, b + k, c + k, d + k, columns - k, part + k);
+    }
 }
 
 /* total[k] = sum over the rows of gradient[row][k] squared, for at most BLOCK columns. */
@@ -110,28 +120,31 @@ static void sum_block(const element *gradient, int64_t rows, int64_t columns, in
 }
 
 /* m += weight * (sign * g - m); p += decay * p + factor * m. */
-static void update_row(element *restrict p, const element *restrict g, element *restrict m,
-                       const float *restrict factor, int64_t columns, float sign, float weight,
-                       float decay) {
-    for (int64_t line = 0; line < columns; line += LINE) {
-        int64_t ahead = line + AHEAD * LINE, end = least(line + LINE, columns);
-        ASK_FOR(p + ahead);
-        ASK_FOR(g + ahead);
-        ASK_FOR(m + ahead);
-        for (int64_t k = line; k < end; k++) {
-            float before = load(p[k]), moment = load(m[k]);
-            moment += weight * (sign * load(g[k]) - moment);
-            m[k] = store(moment);
-            p[k] = store(before + (decay * before + factor[k] * moment));
-        }
+static inline void update_strip(element *restrict p, const element *restrict g,
+                                element *restrict m, const float *restrict factor, int64_t columns,
+                                float sign, float weight, float decay) {
+    for (int64_t k = 0; k < columns; k++) {
+        float before = load(p[k]), moment = load(m[k]);
+        moment += weight * (sign * load(g[k]) - moment);
+        m[k] = store(moment);
+        p[k] = store(before + (decay * before + factor[k] * moment));
     }
 }
 
-static void update_at(const sweep *all, int64_t row) {
-    update_row(all->parameter + row * all->parameter_stride,
-               all->gradient + row * all->gradient_stride,
-               all->first_moment + row * all->moment_stride, all->factor, all->columns, all->sign,
-               all->weight, all->decay);
+static void update_row(const sweep *all, int64_t row) {
+    element *p = all->parameter + row * all->parameter_stride;
+    const element *g = all->gradient + row * all->gradient_stride;
+    element *m = all->first_moment + row * all->moment_stride;
+    const float *factor = all->factor;
+    float sign = all->sign, weight = all->weight, decay = all->decay;
+    int64_t k = 0;
+    for (; k + STRIP <= all->columns; k += STRIP) {
+        ask_for(p + k);
+        ask_for(g + k);
+        ask_for(m + k);
+        update_strip(p + k, g + k, m + k, factor + k, STRIP, sign, weight, decay);
+    }
+    update_strip(p + k, g + k, m + k, factor + k, all->columns - k, sign, weight, decay);
 }
 
 static void do_tile(const sweep *all, int64_t tile) {
@@ -145,10 +158,10 @@ static void do_tile(const sweep *all, int64_t tile) {
     }
     int64_t half = (last - first) / HALVES;
     for (int64_t row = first; row < first + half; row++) {
-        update_at(all, row);
-        update_at(all, row + half);
+        update_row(all, row);
+        update_row(all, row + half);
     }
-    for (int64_t row = first + HALVES * half; row < last; row++) update_at(all, row);
+    for (int64_t row = first + HALVES * half; row < last; row++) update_row(all, row);
 }
 
 /* One thread's part in a sweep: its own share of the tiles, then what is left of the others', so
@@ -202,8 +215,8 @@ void lead_team(sweep *all, void (*parallel)(void (*)(void *), void *, unsigned, 
 
 /* 1 if the sweeps, as compiled, are right on this processor, for a few numbers without rounding. */
 int works(void) {
-    enum { ROWS = 11, COLUMNS = 37 };
-    element p[ROWS * COLUMNS], g[ROWS * COLUMNS], m[ROWS * COLUMNS];
+    enum { ROWS = 531, COLUMNS = 150 }; /* several of all that there are one after the other */
+    static element p[ROWS * COLUMNS], g[ROWS * COLUMNS], m[ROWS * COLUMNS];
     float factor[COLUMNS], sums[COLUMNS];
     double totals[2 * COLUMNS];
     atomic_int_least64_t taken[1];

@@ -188,7 +188,7 @@ class Vocabulary:
         elsewhere = {w.key for w in self.weights if not w.lookup}
         tied = [table for table in self.tables if table.key in elsewhere]
         # Whatever the tied one is called; from here on what is called a position is one.
-        names = {}
+        names: dict[int, bool] = {}
         for table in self.tables:
             names[table.key] = names.get(table.key, True) and _no_tokens(table)
         candidates = [table for table in self.tables if not names[table.key]]
@@ -260,7 +260,8 @@ class Vocabulary:
         for module in self.model.modules():
             if isinstance(module, nn.AdaptiveLogSoftmaxWithLoss) and module.n_classes in rows:
                 covered.add(module.n_classes)
-                layers = [module.head, *(part[-1] for part in module.tail)]
+                tail: Iterable[Any] = module.tail
+                layers = [module.head, *(part[-1] for part in tail)]
                 heads += [Found(w, 0) for layer in layers for w in self.of(layer)]
         for table in tables:
             if table.shape[0] not in covered:
@@ -406,8 +407,7 @@ class Vocabulary:
             if not isinstance(module, nn.Module):
                 continue  # Perceiver returns its latent queries
             # Musicgen returns a list of tables, one for each codebook.
-            lists = isinstance(module, nn.ModuleList)
-            for part in module if lists else [module]:
+            for part in module if isinstance(module, nn.ModuleList) else [module]:
                 held = self.of(part)
                 # Several of one shape: a wrapper that keeps the original beside a copy to train.
                 if len({w.shape for w in held}) == 1:
@@ -485,7 +485,8 @@ def _by_attribute(module: nn.Module) -> dict[str, tuple[dict[str, Tensor], str]]
         else:
             made[name] = ({name: parameter}, "")
     if parametrize.is_parametrized(module):
-        for name, steps in module.parametrizations.items():
+        parametrized: Any = module.parametrizations
+        for name, steps in parametrized.items():
             by = " and ".join(type(step).__name__.strip("_") for step in steps)
             originals = {
                 f"parametrizations.{name}.{key}": p for key, p in steps._parameters.items()

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from coupled_adam.files import digest, other_unicode, user_path
+from coupled_adam.files import digest, other_unicode, shown, user_path
 from coupled_adam.text import cache as token_cache
 from coupled_adam.text.corpus import END_OF_TEXT, Corpus, TextError, open_corpus
 from coupled_adam.text.tokens import (
@@ -134,7 +134,7 @@ def load(
         "text": [_digest(file) for file in files],
         "marks": "removed from every line",
     }
-    name = path.resolve().name.split(".")[0] or path.name
+    name = shown(path.resolve().name.split(".")[0] or path.name)
     return open_corpus(token_cache.entry(cache, recipe, write), name)
 
 
