@@ -11,7 +11,7 @@ book:
 	$(PYTHON) tools/environment.py tools/build_book.py
 
 test:
-	$(PYTHON) tools/environment.py --test -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(PYTHON) tools/environment.py --test -m pytest --numprocesses 2
 
 editions:
 	$(PYTHON) tools/environment.py tools/editions.py

@@ -23,9 +23,8 @@ def pytest_report_header() -> str:
     return f"chapters: {len(notebooks.sources())}, of which {old} have to be executed"
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(config, items):
-    """Put the items into the order that takes least time, and keep together what shares fixtures.
+    """Put the items into the order that takes least time.
 
     Several workers begin with the chapters, the longest first. One alone begins with the quick
     tests: a broken library should not take minutes to show.
@@ -40,10 +39,28 @@ def pytest_collection_modifyitems(config, items):
         return (3 if needs_site(item) else 1), 0
 
     items.sort(key=rank)
-    for item in items:
-        chapter = chapter_of(item)
-        file = item.path.relative_to(config.rootpath).as_posix()
-        item.add_marker(pytest.mark.xdist_group(chapter.stem if chapter else file))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Keep in one worker what shares fixtures: the tests of a chapter, and those of a file.
+
+    The groups of pytest-xdist's own "loadgroup" are passed over by pytest 9.2 (its issue 1386).
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFileAndChapter(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    config.option.loadscopereorder = False  # the order of the items is that of the work
+    return ByFileAndChapter(config, log)
+
+
+def group_of(nodeid: str) -> str:
+    """What a test is kept together with: its chapter if it executes one, and else its file."""
+    file, _, test = nodeid.partition("::")
+    return f"{file}[{test.partition('[')[2]}" if test.startswith("TestExecuted") else file
 
 
 def chapter_of(item: pytest.Item) -> Path | None:

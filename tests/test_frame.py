@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 import subprocess
@@ -22,6 +23,8 @@ import repository
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from packaging.requirements import Requirement
+
+pytest_plugins = ["pytester"]
 
 ROOT = notebooks.ROOT
 # Other people's repositories that the book links to, as owner/name.
@@ -308,6 +311,33 @@ def test_the_chapters_that_are_told_apart_exist_and_come_first():
     assert set(order[: first[0]]) == notebooks.TIMED
     assert set(order[first[0] : first[1]]) == notebooks.LONGEST
     assert sorted(order) == [path.stem for path in notebooks.sources()]
+
+
+def test_a_worker_gets_the_whole_of_a_file_or_a_chapter(pytester, request):
+    """pytest-xdist must be asked in a way that the pytest at hand understands."""
+    (source,) = (p for p in request.config.pluginmanager.get_plugins() if hasattr(p, "group_of"))
+    kept = [f"tests/test_chapters.py::TestExecuted::test_{n}[{c}]" for c in "ab" for n in "xy"]
+    assert len({source.group_of(nodeid) for nodeid in kept}) == 2
+    pytester.makeconftest(
+        inspect.getsource(source.group_of)
+        + "import pytest\n"
+        + inspect.getsource(source.pytest_xdist_make_scheduler)
+    )
+    test = "import pytest, os\n@pytest.mark.parametrize('n', range(5))\ndef test_it(n):\n"
+    test += "    print(__name__, os.environ['PYTEST_XDIST_WORKER'])\n"
+    chapters = "import pytest, os\n@pytest.mark.parametrize('path', ['a', 'b'])\n"
+    chapters += "class TestExecuted:\n"
+    for name in ("one", "two", "three"):
+        chapters += f"    def test_{name}(self, path):\n"
+        chapters += "        print(path, os.environ['PYTEST_XDIST_WORKER'])\n"
+    pytester.makepyfile(test_x=test, test_y=test, test_chapters=chapters)
+    done = pytester.runpytest_subprocess("-n", "2", "-rP", "-p", "no:cacheprovider")
+    done.assert_outcomes(passed=16)
+    told = [line.split() for line in done.outlines if re.fullmatch(r"\S+ gw[01]", line)]
+    workers = {name: {worker for what, worker in told if what == name} for name, _ in told}
+    assert workers.keys() == {"test_x", "test_y", "a", "b"}
+    assert all(len(names) == 1 for names in workers.values()), workers
+    assert {*workers["test_x"], *workers["test_y"], *workers["a"], *workers["b"]} == {"gw0", "gw1"}
 
 
 def test_a_claim_stated_twice_is_refused(small_project):
