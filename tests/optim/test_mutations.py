@@ -191,7 +191,9 @@ TRITON_MUTATIONS = {
     "first moment not kept": ("        tl.store(m_at, m", "        tl.store(p_at, m"),
     "sign ignored": ("(sign * g.to(tl.float32) - m)", "(g.to(tl.float32) - m)"),
     "decay ignored": ("p += share * p + step * m", "p += step * m"),
-    "weight of the gradient ignored": ("        m += weight * (", "        m += ("),
+    # Not exchanged: that would read what lies behind the matrix.
+    "the first column summed for all": ("[None, :] * column_stride", "[None, :] * 0"),
+    "the first row's gradient for all": ("+ row * gradient_row +", "+ row * 0 +"),
 }
 
 
