@@ -43,10 +43,8 @@ def shared_library(source: Path, flags: Sequence[str] = ()) -> tuple[ctypes.CDLL
             compiler = [path for path in map(shutil.which, ("cc", "gcc", "clang")) if path][:1]
         if not compiler:
             return None, "there is no C compiler"
-        # The folder may be gone in the end, or refuse to go: neither is a reason to fail.
-        with tempfile.TemporaryDirectory(
-            prefix="coupled-adam-", ignore_cleanup_errors=True
-        ) as folder:
+        folder = tempfile.mkdtemp(prefix="coupled-adam-")
+        try:
             wrong = ""
             # Not every compiler knows the processor that it runs on by this name.
             for native in (["-march=native"], []):
@@ -56,6 +54,10 @@ def shared_library(source: Path, flags: Sequence[str] = ()) -> tuple[ctypes.CDLL
                 if library is not None:
                     return library, ""
             return None, wrong
+        finally:
+            # It may be gone, or refuse to go; on Python 3.11 TemporaryDirectory then calls itself
+            # until the stack is full.
+            shutil.rmtree(folder, ignore_errors=True)
     # OSError: no such compiler, one that hangs, no folder to write to or to load a library from.
     # ValueError: CC with an open quotation mark. RuntimeError: no new processes are started while
     # the interpreter shuts down.
