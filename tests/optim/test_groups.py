@@ -348,6 +348,12 @@ STRUCTURES = {
         {"text.a.weight"},
         set(),
     ),
+    "sounds, by their head": (
+        Parts(codebook=embedding(), speaker=embedding(9), out=linear()),
+        {"codebook.weight", "out.weight"},
+        set(),
+    ),
+    "sounds, without a head": (Parts(codebook=embedding(), w=linear(8, 8)), set(), set()),
     "names last": (
         Parts(
             a=embedding(),

@@ -290,3 +290,23 @@ def test_tokens_may_be_spread_over_processes():
         for process in processes:
             process.kill()
     assert [out for out, _ in said] == ["right\n"] * 2, "\n".join(error for _, error in said)
+
+
+@pytest.mark.parametrize("shape", [(8, 100), (2, 3), (768, 50_304)])
+def test_a_matrix_that_may_be_transposed_is_pointed_out_once_and_only_where_nothing_is_said(
+    shape, caplog
+):
+    wide, tall = (
+        torch.nn.Parameter(torch.empty(one, device="meta")) for one in (shape, shape[::-1])
+    )
+    CoupledAdamW([{"params": [wide], "coupled": True}])
+    CoupledAdamW([wide], coupled=True)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert f"{shape[0]} rows" in caplog.text and "vocabulary_dim=1" in caplog.text
+    caplog.clear()
+    for dim in (0, 1):
+        CoupledAdamW([{"params": [wide], "coupled": True, "vocabulary_dim": dim}])
+        CoupledAdamW([wide], coupled=True, vocabulary_dim=dim)
+    CoupledAdamW([tall], coupled=True)
+    CoupledAdamW([wide])
+    assert not caplog.records

@@ -5,6 +5,7 @@ torch's own step writes into foreign memory, or goes on with a wrong number, for
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -28,6 +29,24 @@ def state_shapes(parameter: Tensor, group: dict[str, Any]) -> dict[str, torch.Si
     if group["amsgrad"]:
         shapes["max_exp_avg_sq"] = second
     return shapes
+
+
+def point_out_wide(group: dict[str, Any]) -> None:
+    """Say in the log which coupled matrices may have their tokens in columns.
+
+    A head stored as [width, tokens] was once coupled along the wrong axis without a word.
+    """
+    if not group["coupled"] or "process_group" in group:  # of shards the shape says nothing
+        return
+    for parameter in group["params"]:
+        rows, columns = parameter.shape
+        if rows < columns:
+            logging.getLogger(__name__).warning(
+                "The %d rows of a coupled matrix of shape (%d, %d) are taken for the tokens. If "
+                "it is stored as [width, tokens], its group needs vocabulary_dim=1; "
+                "vocabulary_dim=0 says that this is right.",
+                rows, rows, columns,
+            )  # fmt: skip
 
 
 def check_group(group: dict[str, Any]) -> None:

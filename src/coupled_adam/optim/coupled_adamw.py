@@ -120,7 +120,8 @@ class CoupledAdamW(AdamW):
         vocabulary_dim: which dimension of a coupled matrix counts the tokens: 0 for one of shape
             [tokens, width], as of ``nn.Embedding`` and ``nn.Linear``; 1 for [width, tokens]. The
             mean is taken over it, and the shared second moment has a number for each coordinate
-            of the other one. Also a key of a group.
+            of the other one. Also a key of a group. Where neither names it, it is 0, and a matrix
+            with fewer rows than columns gets a line in the log.
 
     Raises:
         ValueError: for a hyperparameter out of range, or a coupled group that is empty or holds
@@ -148,9 +149,10 @@ class CoupledAdamW(AdamW):
         differentiable: bool = False,
         fused: bool | None = None,
         coupled: bool = False,
-        vocabulary_dim: int = 0,
+        vocabulary_dim: int | None = None,
     ) -> None:
-        self._further_defaults = {"coupled": coupled, "vocabulary_dim": vocabulary_dim}
+        self._further_defaults = {"coupled": coupled, "vocabulary_dim": vocabulary_dim or 0}
+        self._names_vocabulary_dim = vocabulary_dim is not None
         super().__init__(
             params,
             lr,
@@ -174,12 +176,15 @@ class CoupledAdamW(AdamW):
         # defaults, since copies and pickles of an optimizer keep those and no attribute.
         for key, default in getattr(self, "_further_defaults", _PLAIN_ADAMW).items():
             self.defaults.setdefault(key, default)
+        named = "vocabulary_dim" in param_group or getattr(self, "_names_vocabulary_dim", False)
         super().add_param_group(param_group)
         try:
             checks.check_group(self.param_groups[-1])
         except ValueError:
             self.param_groups.pop()
             raise
+        if not named:
+            checks.point_out_wide(self.param_groups[-1])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a copy or a pickle; groups of a plain AdamW are not coupled."""

@@ -86,6 +86,7 @@ def param_groups(
             "params": [p for p in named.values() if axes.get(id(p)) == 0],
             "weight_decay": 0.0,
             "coupled": True,
+            "vocabulary_dim": 0,
         },
         {
             "name": "transposed embeddings",

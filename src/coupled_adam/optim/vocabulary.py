@@ -24,15 +24,20 @@ def _words(text: str) -> list[str]:
     return [word for word in re.split(r"[^a-z]+", spaced.lower()) if word]
 
 
-# Words in the names of tables that code bases give to what is no token.
-_NO_TOKENS = frozenset(
+# Words in the names of tables that code bases give to what is never a token.
+_NEVER_TOKENS = frozenset(
     _words(
         "wpe pe pos position positions positional absolute sinusoidal rotary relative rel distance "
         "bias segment segments seg type types time timestep timesteps freq row column col level "
-        "levels lang query queries quantize quantizer codebook patch patches image images pixel "
-        "vision visual label labels class cls mask ngram speaker task modality latent latents "
+        "levels query queries patch patches cls class label labels mask ngram latent latents "
         "register registers mem memory expert experts router point points reference norm scale "
         "shift"
+    )
+)
+# To what is a token only where a head says so, as in models of sounds and pictures.
+_SELDOM_TOKENS = frozenset(
+    _words(
+        "lang quantize quantizer codebook image images pixel vision visual speaker task modality"
     )
 )
 # And to tokens. "words" alone, "inputs" and the like name too much else.
@@ -169,14 +174,14 @@ class Vocabulary:
             return own
         inside = set(map(id, module.modules()))
         within = [w for w in [*self.tables, *self.others] if id(w.owner) in inside]
-        tables = [w for w in within if w.lookup and not _no_tokens(w)]
+        tables = [w for w in within if w.lookup and not _called(w, _NEVER_TOKENS)]
         return tables or within
 
     def axis(self, weight: Weight) -> int:
         """The axis of the tokens in a matrix that is known to have one vector for each."""
         if weight.lookup:
             return 0
-        sizes = {table.shape[0] for table in self.tables if not _no_tokens(table)}
+        sizes = {table.shape[0] for table in self.tables if not _called(table, _NEVER_TOKENS)}
         matching = [axis for axis, size in enumerate(weight.shape) if size in sizes]
         if len(matching) == 1:
             return matching[0]
@@ -188,15 +193,14 @@ class Vocabulary:
         elsewhere = {w.key for w in self.weights if not w.lookup}
         tied = [table for table in self.tables if table.key in elsewhere]
         # Whatever the tied one is called; from here on what is called a position is one.
-        names: dict[int, bool] = {}
-        for table in self.tables:
-            names[table.key] = names.get(table.key, True) and _no_tokens(table)
-        candidates = [table for table in self.tables if not names[table.key]]
-        asked = [
-            w for w in self._asked("get_input_embeddings", "get_output_embeddings") if w.lookup
-        ]
-        asked = [table for table in asked if table in candidates]
+        candidates = self._not_called(_NEVER_TOKENS | _SELDOM_TOKENS)
+        answers = self._asked("get_input_embeddings", "get_output_embeddings")
+        asked = [table for table in answers if table in candidates]
         sure = tied or self._by_shape(candidates, asked) or asked or self._by_name(candidates)
+        if not sure:
+            candidates = self._not_called(_NEVER_TOKENS)
+            asked = [table for table in answers if table in candidates]
+            sure = self._by_shape(candidates, asked) or asked
         keys = _keys(sure)
         # Methods that know nothing of the table that is a head's are not believed.
         if not keys.isdisjoint(_keys(asked)):
@@ -216,6 +220,11 @@ class Vocabulary:
                 )
             )
         ]
+
+    def _not_called(self, words: frozenset[str]) -> list[Weight]:
+        """The tables that have a name or a class without these words."""
+        keys = {table.key for table in self.tables if not _called(table, words)}
+        return [table for table in self.tables if table.key in keys]
 
     def _by_shape(self, candidates: list[Weight], asked: list[Weight]) -> list[Weight]:
         """The tables that have the shape of an output head, whichever way that is stored."""
@@ -374,7 +383,7 @@ class Vocabulary:
             path
             for path, module in self.model.named_modules()
             if _is_lookup(module)
-            and not _no_tokens(Weight(path, module, (), {}, "", True))
+            and not _called(Weight(path, module, (), {}, "", True), _NEVER_TOKENS | _SELDOM_TOKENS)
             and not any(w.owner is module and len(w.shape) == 2 for w in self.weights)
             and not list(module.children())
         ]
@@ -524,14 +533,13 @@ def _is_lookup(module: nn.Module) -> bool:
 def _may_be_head(weight: Weight) -> bool:
     return (
         len(weight.shape) == 2
-        and not weight.says(_NO_TOKENS)
+        and not weight.says(_NEVER_TOKENS)
         and not isinstance(weight.owner, _NO_HEADS)
     )
 
 
-def _no_tokens(weight: Weight) -> bool:
-    kind = set(_words(type(weight.owner).__name__))
-    return weight.says(_NO_TOKENS) or not _NO_TOKENS.isdisjoint(kind)
+def _called(weight: Weight, words: frozenset[str]) -> bool:
+    return weight.says(words) or not words.isdisjoint(_words(type(weight.owner).__name__))
 
 
 def _telling_words(path: str) -> set[str]:
