@@ -17,6 +17,10 @@ for _name in notebooks.THREADS:
     os.environ.setdefault(_name, "1")
 
 
+# The folders with the longest files of tests.
+TRAINING = ("training", "experiments", "evaluation", "optim")
+
+
 def pytest_report_header() -> str:
     """What may take minutes is said before it begins."""
     old = len(notebooks.stale())
@@ -26,8 +30,9 @@ def pytest_report_header() -> str:
 def pytest_collection_modifyitems(config, items):
     """Put the items into the order that takes least time.
 
-    Several workers begin with the chapters, the longest first. One alone begins with the quick
-    tests: a broken library should not take minutes to show.
+    Several workers begin with the chapters, the longest first, and go on with what trains; a long
+    file that came last would leave the others idle. One worker alone begins with the quick tests: a
+    broken library should not take minutes to show.
     """
     chapters = notebooks.in_order_of_execution()
     several = hasattr(config, "workerinput")
@@ -35,8 +40,10 @@ def pytest_collection_modifyitems(config, items):
     def rank(item: pytest.Item) -> tuple[int, int]:
         chapter = chapter_of(item)
         if chapter is not None:
-            return (0 if several else 2), chapters.index(chapter)
-        return (3 if needs_site(item) else 1), 0
+            return (0 if several else 3), chapters.index(chapter)
+        if needs_site(item):
+            return (2 if several else 4), 0
+        return (1 if several and item.path.parent.name in TRAINING else 2), 0
 
     items.sort(key=rank)
 
