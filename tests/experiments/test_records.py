@@ -7,28 +7,11 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from small_run import CONFIG, VOCABULARY
 
 from coupled_adam import evaluation, experiments
 from coupled_adam.experiments import records
-from coupled_adam.gpt import GPTConfig
-from coupled_adam.text import synthetic
-from coupled_adam.training import TrainingConfig, train
-
-VOCABULARY, STEPS = 200, 6
-CONFIG = TrainingConfig(
-    GPTConfig(VOCABULARY, context=8, layers=1, heads=2, width=16),
-    steps=STEPS,
-    batch_size=3,
-    learning_rate=1e-2,
-    warmup_steps=2,
-    evaluate_every=4,
-    evaluation_tokens=64,
-)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return synthetic(VOCABULARY, tokens=10_240, cache=tmp_path_factory.mktemp("text"))
+from coupled_adam.training import train
 
 
 @pytest.fixture(scope="module")

@@ -17,32 +17,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small_run import CONFIG, STEPS, VOCABULARY
 
 from coupled_adam import CoupledAdamW, experiments, statistics
 from coupled_adam.arms import ARMS, Arm
 from coupled_adam.errors import RefusedError
 from coupled_adam.experiments import sweep
 from coupled_adam.files import locked
-from coupled_adam.gpt import GPTConfig
 from coupled_adam.text import TextError, synthetic
-from coupled_adam.training import TrainingConfig, initial_embedding, train
+from coupled_adam.training import initial_embedding, train
 
 OPTIMIZERS = tuple(ARMS)
-VOCABULARY, STEPS = 200, 6
-CONFIG = TrainingConfig(
-    GPTConfig(VOCABULARY, context=8, layers=1, heads=2, width=16),
-    steps=STEPS,
-    batch_size=3,
-    learning_rate=1e-2,
-    warmup_steps=2,
-    evaluate_every=4,
-    evaluation_tokens=64,
-)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return synthetic(VOCABULARY, tokens=10_240, cache=tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")

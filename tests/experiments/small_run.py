@@ -1,0 +1,15 @@
+"""A run that takes a moment: six steps on a language of 200 words."""
+
+from coupled_adam.gpt import GPTConfig
+from coupled_adam.training import TrainingConfig
+
+VOCABULARY, STEPS = 200, 6
+CONFIG = TrainingConfig(
+    GPTConfig(VOCABULARY, context=8, layers=1, heads=2, width=16),
+    steps=STEPS,
+    batch_size=3,
+    learning_rate=1e-2,
+    warmup_steps=2,
+    evaluate_every=4,
+    evaluation_tokens=64,
+)
