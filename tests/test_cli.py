@@ -415,7 +415,8 @@ def test_a_reader_that_has_gone_loses_nothing(text, trained, pairs, tmp_path):
     command = [sys.executable, "-m", "coupled_adam", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
-    complaint = process.stderr.read()
+    with process.stderr:
+        complaint = process.stderr.read()
     assert process.wait(120) == 0 and complaint == b""
     assert json.loads(out.read_text())["kind"] == "training run"
 

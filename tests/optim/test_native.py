@@ -383,6 +383,8 @@ def test_a_program_that_ignores_its_children(afresh, monkeypatch, tmp_path):
 @needs_compiler
 def test_an_interruption_of_the_compiler_leaves_nothing_behind(afresh, monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    # A process that was started in the background ignores it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     script = program(tmp_path / "cc", f"touch {tmp_path}/started; exec sleep 600")
     monkeypatch.setenv("CC", script)
 
@@ -396,6 +398,7 @@ def test_an_interruption_of_the_compiler_leaves_nothing_behind(afresh, monkeypat
     with pytest.raises(KeyboardInterrupt):
         native.unavailable(torch.float32)
     thread.join()
+    signal.signal(signal.SIGINT, before)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cc", "started"]
     monkeypatch.delenv("CC")
     assert native.unavailable(torch.float32) == ""  # asked again

@@ -74,7 +74,7 @@ def test_the_updates_of_all_tokens_sum_to_zero_when_gradients_do():
     assert (output - before).sum(1).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("vocabulary_dim", [2, -1, None, "columns"])
+@pytest.mark.parametrize("vocabulary_dim", [2, -1, "columns"])
 def test_another_dimension_is_refused(vocabulary_dim):
     with pytest.raises(ValueError, match=r"vocabulary_dim=.* has to be 0, .* or 1"):
         CoupledAdamW([head()], coupled=True, vocabulary_dim=vocabulary_dim)

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from coupled_adam.optim import compiler, memory, openmp
+from coupled_adam.optim import compiler, openmp
 
 _SOURCE = Path(__file__).with_name("step.c")
 _FLAGS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
@@ -52,7 +52,12 @@ class _Sweep(ctypes.Structure):
 
 def fits(parameter: Tensor, gradient: Tensor, first_moment: Tensor) -> bool:
     """Whether the sweeps can step these: dense matrices of one type with whole rows, compiled."""
-    return _alike(parameter, gradient, first_moment) and _compiled(parameter.dtype)[0] is not None
+    matrices = (parameter, gradient, first_moment)
+    return (
+        parameter.dtype in _FLAGS
+        and not any(_misfit(one, parameter) for one in matrices)
+        and _compiled(parameter.dtype)[0] is not None
+    )
 
 
 def unavailable(dtype: torch.dtype) -> str:
@@ -71,7 +76,7 @@ def sum_of_squares(gradient: Tensor) -> Tensor:
 
     Raises:
         ValueError: if the gradient is not as ``fits`` asks.
-        RuntimeError: if its memory was freed, or there are no sweeps for its type.
+        RuntimeError: if there are no sweeps for its type.
     """
     _check(gradient=gradient)
     columns = gradient.shape[1]
@@ -110,7 +115,7 @@ def update(
     Raises:
         ValueError: if the matrices are not as ``fits`` asks or differ in shape, or the factor is
             of another shape or type; then nothing was written.
-        RuntimeError: if their memory was freed, or there are no sweeps for their type.
+        RuntimeError: if there are no sweeps for their type.
     """
     _check(parameter=parameter, gradient=gradient, first_moment=first_moment)
     if factor.shape != parameter.shape[1:] or factor.dtype != torch.float32:
@@ -131,14 +136,19 @@ def update(
     _run(sweep, parameter.dtype, parameter, gradient, first_moment, factor)
 
 
-def _alike(*matrices: Tensor) -> bool:
-    dtypes = {one.dtype for one in matrices}
-    return (
-        memory.rows_lie_alike(*matrices)
-        and len(dtypes) == 1
-        and dtypes <= _FLAGS.keys()
-        and matrices[0].device.type == "cpu"
-    )
+def _misfit(one: Tensor, like: Tensor) -> str:
+    """What keeps a matrix from being swept together with another; empty if nothing does."""
+    if type(one) not in (Tensor, torch.nn.Parameter) or one.layout != torch.strided:
+        return f"is a {type(one).__name__} of layout {one.layout}; it takes a plain dense tensor"
+    if one.device.type != "cpu":
+        return f"is on {one.device}; it takes a matrix on the cpu"
+    if one.dtype != like.dtype or one.dtype not in _FLAGS:
+        return f"is of {one.dtype}; it takes torch.float32 or torch.bfloat16, the same for all"
+    if one.dim() != 2 or one.is_neg():
+        return f"has shape {tuple(one.shape)}; it takes a matrix, and no view of its negative"
+    if one.numel() and one.stride(1) != 1:
+        return f"has strides {one.stride()}; it takes whole rows"
+    return ""
 
 
 def _check(**matrices: Tensor) -> None:
@@ -146,17 +156,20 @@ def _check(**matrices: Tensor) -> None:
 
     A vocabulary that had grown under its optimizer once made the step write into foreign memory.
     """
-    if not _alike(*matrices.values()):
-        given = "; ".join(
-            f"{name} is a {type(one).__name__} of shape {tuple(one.shape)}, {one.dtype}, on "
-            f"{one.device}" + (f", strides {one.stride()}" if one.layout == torch.strided else "")
-            for name, one in matrices.items()
-        )
-        raise ValueError(
-            "the sweeps take dense matrices of one shape and one type, torch.float32 or "
-            f"torch.bfloat16, on the CPU, with whole rows that do not overlap: {given}"
-        )
-    memory.check(*matrices.values())
+    first, like = next(iter(matrices.items()))
+    for name, one in matrices.items():
+        wrong = _misfit(one, like)
+        if not wrong and one.shape != like.shape:
+            wrong = f"has shape {tuple(one.shape)}, and {first} has {tuple(like.shape)}"
+        if not wrong and one.numel():
+            last = (one.shape[0] - 1) * one.stride(0) + one.shape[1]
+            needed = (one.storage_offset() + last) * one.element_size()
+            if needed > one.untyped_storage().nbytes():
+                wrong = f"needs {needed} bytes, and its storage has been resized to fewer"
+            elif name != "gradient" and one.shape[0] > 1 and one.stride(0) < one.shape[1]:
+                wrong = f"has strides {one.stride()}: its rows overlap and cannot be written"
+        if wrong:
+            raise ValueError(f"{name} {wrong}")
 
 
 def _sweep(gradient: Tensor) -> _Sweep:
