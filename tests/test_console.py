@@ -37,8 +37,10 @@ def test_what_is_written_after_the_reader_has_gone_is_dropped(needed, size):
     stream = stream_to(writer, needed=needed)
     os.close(reader)
     for _ in range(3):
-        stream.write("x" * size)
+        assert stream.write("x" * size) == size
         stream.flush()
+    # What is written now goes nowhere, and closing has nothing left to complain of.
+    assert os.path.samestat(os.fstat(stream.fileno()), os.stat(os.devnull))
     stream.close()
 
 

@@ -333,8 +333,16 @@ def test_can_load_older_state_dict(device, coupled, options):
     for group in older["param_groups"]:
         for flag in THEIRS.not_og_supported_flags:
             group.pop(flag, None)
-    optimizer.load_state_dict(older)
+    twin = [torch.nn.Parameter(one.detach().clone()) for one in (weight, bias)]
+    resumed = optimizer_for(twin, coupled, options)
+    resumed.load_state_dict(older)
     optimizer.step(closure_of(weight, bias, x))
+    resumed.step(closure_of(*twin, x))
+    # As in torch, a setting that the checkpoint does not know is off, and so maximize is.
+    assert not any(group["maximize"] for group in resumed.param_groups)
+    if not options.get("maximize"):
+        for one, other in zip((weight, bias), twin, strict=True):
+            torch.testing.assert_close(one, other)  # maybe by another implementation
 
 
 # test_save_load_equality_with_weights_only
@@ -434,7 +442,10 @@ def test_cpu_load_state_dict(coupled, implementation):
     state = copy.deepcopy(optimizer.state_dict())
     state["param_groups"][0][implementation] = True
     other.load_state_dict(state)
+    optimizer.step(closure_of(weight, bias, x))
     other.step(closure_of(*moved, x.cuda()))
+    for one, twin in zip((weight, bias), moved, strict=True):
+        torch.testing.assert_close(twin.cpu(), one)
 
 
 # test_duplicated parameters are stepped as by torch
