@@ -188,6 +188,8 @@ def test_the_recorded_command_asks_for_the_recorded_run(
     corpus = cli._corpus(str(text), 300, None)
     changes = {"optimizer": "adamw", "seed": 2, "batch_size": 8}
     changes |= {"accumulation": 4, "compiled": False, "warmup_steps": 7, "learning_rate": 1e-3}
+    changes |= {"embedding_betas": (0.8, 0.999), "embedding_eps": 1e-4, "weight_decay": 0.2}
+    changes |= {"layers": 3, "width": 48, "heads": 4, "tied": False, "gradient_clip": 0.5}
     config = cli._config(preset, corpus, changes)
     session = {"device": "cuda:0 (some GPU)", "processes": processes}
     described = {"config": config.to_json(), "corpus": {}, "sessions": [session]}
@@ -242,7 +244,7 @@ def test_the_recorded_command_names_optimizer_and_seed_also_where_they_are_the_d
 
 def test_a_run_that_no_option_makes_has_no_command(text, tmp_path):
     corpus = cli._corpus(str(text), 300, None)
-    config = dataclasses.replace(cli._config("small", corpus, {}), weight_decay=0.5)
+    config = dataclasses.replace(cli._config("small", corpus, {}), final_share=0.5)
     assert cli._train_command(tmp_path, config, str(text), None, corpus) is None
 
 

@@ -20,14 +20,14 @@ import torch
 from small_run import CONFIG, STEPS, VOCABULARY
 
 from coupled_adam import CoupledAdamW, experiments, statistics
-from coupled_adam.arms import ARMS, Arm
+from coupled_adam.arms import ARMS, MAIN, Arm
 from coupled_adam.errors import RefusedError
 from coupled_adam.experiments import sweep
 from coupled_adam.files import locked
 from coupled_adam.text import TextError, synthetic
 from coupled_adam.training import initial_embedding, train
 
-OPTIMIZERS = tuple(ARMS)
+OPTIMIZERS = MAIN
 
 
 @pytest.fixture(scope="module")

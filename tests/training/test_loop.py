@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from coupled_adam import geometry, provenance, training
-from coupled_adam.arms import ARMS
+from coupled_adam.arms import ARMS, MAIN
+from coupled_adam.errors import RefusedError
 from coupled_adam.gpt import GPT, GPTConfig
 from coupled_adam.text import synthetic
 from coupled_adam.training import (
@@ -35,7 +36,7 @@ from coupled_adam.training import (
     train,
 )
 
-OPTIMIZERS = tuple(ARMS)
+OPTIMIZERS = MAIN
 
 VOCABULARY = 200
 MODEL = GPTConfig(VOCABULARY, context=8, layers=1, heads=2, width=16)
@@ -669,6 +670,48 @@ def test_the_folder_says_what_was_run_on_what(corpus, tmp_path):
     assert load_run(tmp_path / "a" / "run").config == dataclasses.replace(
         config, seed=3, betas=(0.8, 0.9)
     )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("optimizer", ["adamw", "coupled"])
+def test_the_embeddings_have_settings_of_their_own(corpus, tied, optimizer):
+    model = dataclasses.replace(MODEL, tied=tied)
+    own = {"embedding_betas": (0.5, 0.999), "embedding_eps": 1e-3, "embedding_weight_decay": 0.7}
+    groups = (
+        run(make_config(model=model, optimizer=optimizer, **own), corpus)
+        .optimizers[-1]
+        .param_groups
+    )
+    of_embeddings, *others = groups
+    assert of_embeddings["name"] == "embeddings"
+    assert (of_embeddings["betas"], of_embeddings["eps"]) == ((0.5, 0.999), 1e-3)
+    assert of_embeddings["weight_decay"] == 0.7
+    for group in others:
+        assert (group["betas"], group["eps"]) == ((0.9, 0.95), 1e-8)
+        assert group["weight_decay"] != 0.7
+
+
+def test_the_second_moment_is_corrected_by_the_embeddings_own_beta(corpus):
+    """In the first step v is (1 - beta2) g^2, so the corrected one is g^2 whatever beta2 is."""
+    moments = [
+        run(make_config(optimizer="adamw", steps=1, embedding_betas=betas), corpus).second_moment
+        for betas in (None, (0.9, 0.999))
+    ]
+    np.testing.assert_allclose(*moments, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embedding_betas": (0.9, 1.0)}, "embedding_betas must be two numbers"),
+        ({"embedding_eps": -1.0}, "embedding_eps must be finite and at least 0"),
+        ({"embedding_weight_decay": math.inf}, "embedding_weight_decay must be finite"),
+        ({"optimizer": "sgd", "embedding_eps": 1e-4}, "'sgd' have an optimizer of their own"),
+    ],
+)
+def test_impossible_settings_of_the_embeddings_are_refused(changes, message):
+    with pytest.raises(RefusedError, match=message):
+        make_config(**changes)
 
 
 def test_metrics_can_be_followed_while_the_run_goes_on(corpus, tmp_path):

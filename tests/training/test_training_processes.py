@@ -18,13 +18,13 @@ import torch.distributed as dist
 from test_loop import assert_same_run, assert_same_tree, checkpoint_of, files_of, steps_in
 
 from coupled_adam import training
-from coupled_adam.arms import ARMS
+from coupled_adam.arms import MAIN
 from coupled_adam.gpt import GPTConfig
 from coupled_adam.text import synthetic
 from coupled_adam.training import TrainingConfig, load_run, train
 from coupled_adam.training.processes import Processes
 
-OPTIMIZERS = tuple(ARMS)
+OPTIMIZERS = MAIN
 
 if sys.platform != "win32":
     import fcntl
