@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import time
 import traceback
 from pathlib import Path
 
+import forks
 import pandas as pd
 import pytest
 import torch
@@ -57,8 +57,7 @@ def member(rank, meeting, answers, job, arguments):
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     """A function that runs a job in two processes that know of each other."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["coupled_adam.training", "torch._dynamo", "pytest"])
+    context = forks.context()
     meetings = tmp_path_factory.mktemp("meetings")
 
     def run(job, *arguments):
