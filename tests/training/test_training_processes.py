@@ -188,7 +188,7 @@ def test_a_run_that_is_killed_under_torchrun_goes_on(together, corpus, tmp_path)
     (tmp_path / "script.py").write_text(UNDER_TORCHRUN)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += map(str, [tmp_path / "script.py", corpus.folder, corpus.name, folder, pids])
-    paths = (Path(__file__).parent, Path(training.__file__).parents[2])
+    paths = (Path(__file__).parent, Path(forks.__file__).parent, Path(training.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
     with subprocess.Popen(command, env=environment) as torchrun:
         try:
