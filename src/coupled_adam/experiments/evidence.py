@@ -14,7 +14,7 @@ Seeds are paired: those of one number share initial weights and batches in all a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -194,7 +194,7 @@ def tune(
     optimizers: Sequence[str],
     folder: str | Path | None,
     *,
-    multipliers: Sequence[float] | dict[str, Sequence[float]] = MULTIPLIERS,
+    multipliers: Sequence[float] | Mapping[str, Sequence[float]] = MULTIPLIERS,
     seeds: Sequence[int] = TUNING_SEEDS,
     workers: int | None = None,
 ) -> tuple[dict[str, float], pd.DataFrame]:
@@ -217,7 +217,7 @@ def tune(
         RefusedError: if an arm is still best at an edge after eight extensions of its grid.
     """
     grids = {
-        name: sorted(multipliers[name] if isinstance(multipliers, dict) else multipliers)
+        name: sorted(multipliers[name] if isinstance(multipliers, Mapping) else multipliers)
         for name in optimizers
     }
     made: dict[tuple[str, float, int], Outcome] = {}
@@ -296,3 +296,62 @@ def report(
     table = rows_of(outcomes, where, stage)
     own = table["multiplier"] == table["optimizer"].map(best)
     return table.assign(stage=table["stage"].where(own, "common"))
+
+
+def gains(
+    table: pd.DataFrame, ours: str, theirs: str, stage: str = "report", column: str = "loss/report"
+) -> pd.Series:
+    """How much lower one arm's loss is than another's, seed by seed.
+
+    Args:
+        table: of one setting, as from ``report``.
+        ours: arm whose lower loss counts as a gain.
+        theirs: arm that it is compared with.
+        stage: "report" (each at its own best multiplier), "common" or "shuffled".
+        column: the measure.
+
+    Returns:
+        Theirs minus ours by seed, in nats for losses.
+
+    Raises:
+        RefusedError: if the stage has no pair of the two arms.
+    """
+    of_stage = table[table["stage"] == stage]
+    if stage == "common":  # where the best multiplier is the common one, the run is made once
+        of_stage = table[
+            table["stage"].isin(["report", "common"]) & (table["multiplier"] == COMMON)
+        ]
+    wide = of_stage.pivot(index="seed", columns="optimizer", values=column)
+    if not {ours, theirs} <= set(wide.columns):
+        raise RefusedError(
+            f"stage {stage!r} has no pairs of {ours!r} and {theirs!r}, only {', '.join(wide)}"
+        )
+    return (wide[theirs] - wide[ours]).rename(column)
+
+
+def gains_by_document(table: pd.DataFrame, ours: str, theirs: str) -> pd.Series:
+    """The gain on each document of the report, mean over the seeds.
+
+    Arguments as for ``gains``; the spread of these over documents is another one than that over
+    seeds, and says what other documents might have shown.
+    """
+    columns = [name for name in table if name.startswith("loss/document")]
+    return pd.Series({name: gains(table, ours, theirs, column=name).mean() for name in columns})
+
+
+def gains_by_frequency(table: pd.DataFrame, ours: str, theirs: str) -> pd.DataFrame:
+    """What each class of frequency contributes to the gain.
+
+    Returns:
+        One row a class, rarest first: ``share`` of the targets, ``gain`` in nats within the class,
+        and ``contribution``, the product; the contributions add up to the gain.
+    """
+    rows = []
+    for column in [name for name in table if name.startswith("loss/class")]:
+        share = table[column.replace("loss", "share")].dropna().iloc[0]
+        if share > 0:
+            gain = gains(table, ours, theirs, column=column).mean()
+            rows.append(
+                {"class": column[5:], "share": share, "gain": gain, "contribution": share * gain}
+            )
+    return pd.DataFrame(rows).set_index("class")
