@@ -74,7 +74,7 @@ def gains_by_setting(table: pd.DataFrame, settings: Sequence[str], label: str) -
         ax.axhline(0, color=NEUTRAL, linewidth=1.2)
         for name in palette.in_order(table["optimizer"]):
             mean_and_seeds(ax, table, name, "setting", "gain", order=list(settings))
-        ax.set(xlabel=label, ylabel="gain over Adam (nats)")
+        ax.set(xlabel=label, ylabel="gain (nats)")
         ax.legend(fontsize=10)
     return figure
 
