@@ -283,10 +283,17 @@ def evidence(
     """
     with errors_in_one_line():
         known = {point.name: point for point in recorded.POINTS}
-        for name in points or known:
-            if name not in known:
-                raise RefusedError(f"there is no setting {name!r}: choose from {', '.join(known)}")
-        for name in points or known:
+        for name in points or ():
+            if name not in (*known, recorded.SAME_ARM):
+                raise RefusedError(
+                    f"there is no setting {name!r}: choose from {', '.join(known)}, "
+                    f"{recorded.SAME_ARM}"
+                )
+        for name in points or (*known, recorded.SAME_ARM):
+            if name == recorded.SAME_ARM:
+                table = recorded.make_same_arm(user_path(runs), user_path(out), workers=workers)
+                say(f"{name}: {table['called'].sum()} of {len(table)} called different ({out})")
+                continue
             table = recorded.make(
                 known[name], books, user_path(runs), user_path(out), workers=workers
             )

@@ -119,3 +119,25 @@ def test_a_diverged_run_is_an_infinite_loss(where):
     )
     assert rows.loc[0, "loss/report"] == math.inf
     assert rows.loc[0, "diverged_at"] == 3
+
+
+def test_an_arm_against_itself_is_called_different_in_one_case_of_twenty(where, monkeypatch):
+    """A thousand comparisons through the whole machinery, with the spread that was recorded."""
+    random = np.random.default_rng(0)
+
+    def run_sweep(jobs, folder, *, workers):
+        assert len({config.seed for config, _ in jobs}) == len(jobs)
+        columns = {"step": 1, "loss": 1.0, "validation_loss": 6.0}
+        return [
+            Outcome(
+                config,
+                "",
+                pd.DataFrame([columns | {"validation_loss": 6 + 0.01 * random.normal()}]),
+            )
+            for config, _ in jobs
+        ]
+
+    monkeypatch.setattr(evidence, "run_sweep", run_sweep)
+    table = evidence.same_arm(where, "adamw", None, comparisons=1000)
+    assert 0.037 <= table["called"].mean() <= 0.064
+    assert table["mean"].abs().max() < 0.05

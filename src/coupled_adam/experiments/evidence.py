@@ -25,6 +25,7 @@ from coupled_adam import geometry
 from coupled_adam.errors import RefusedError
 from coupled_adam.evaluation.losses import half_of_documents, loss_by_frequency, window_losses
 from coupled_adam.experiments.sweep import Outcome, run_sweep
+from coupled_adam.statistics import interval
 from coupled_adam.text import Corpus
 from coupled_adam.training import Run, TrainingConfig, small_config
 
@@ -32,6 +33,7 @@ TUNING_SEEDS = (100, 101)
 REPORT_SEEDS = (0, 1, 2, 3, 4)
 MULTIPLIERS = (1.0, 2.0, 4.0)
 COMMON = 1.0
+_SAME_ARM_SEED = 1_000  # the first of seeds that nothing else uses
 
 _TUNING_TOKENS, _REPORT_TOKENS = 16_384, 65_536
 _SPIKE = 0.5  # nats above the median of the steps around
@@ -355,3 +357,41 @@ def gains_by_frequency(table: pd.DataFrame, ours: str, theirs: str) -> pd.DataFr
                 {"class": column[5:], "share": share, "gain": gain, "contribution": share * gain}
             )
     return pd.DataFrame(rows).set_index("class")
+
+
+def same_arm(
+    where: Setting,
+    optimizer: str,
+    folder: str | Path | None,
+    *,
+    comparisons: int = 20,
+    pairs: int = 5,
+    workers: int | None = None,
+) -> pd.DataFrame:
+    """An arm against itself: what the machinery calls a difference where there is none.
+
+    Every comparison has seeds of its own, two for each pair, so that its pairs differ as runs of
+    one arm differ.
+
+    Args:
+        where: the setting.
+        optimizer: the arm.
+        folder: of the run folders, see ``run_sweep``.
+        comparisons: how many.
+        pairs: of runs in a comparison, from 2.
+        workers: see ``run_sweep``.
+
+    Returns:
+        One row a comparison: ``comparison``, mean, low and high of the paired interval in nats, and
+        whether it was ``called`` a difference, which should happen in 5 % of cases.
+    """
+    seeds = [_SAME_ARM_SEED + number for number in range(comparisons * pairs * 2)]
+    jobs = [(replace(where.config, optimizer=optimizer, seed=seed), where.corpus) for seed in seeds]
+    outcomes = run_sweep(jobs, folder, workers=workers)
+    losses = np.array([one.final["validation_loss"] for one in outcomes])
+    rows = []
+    for number, (one, other) in enumerate(losses.reshape(comparisons, 2, pairs)):
+        found = interval(one - other)
+        called = not found.low <= 0 <= found.high
+        rows.append({"comparison": number, **found._asdict(), "called": called})
+    return pd.DataFrame(rows)

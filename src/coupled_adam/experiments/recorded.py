@@ -21,6 +21,7 @@ from coupled_adam.experiments.evidence import (
     TUNING_SEEDS,
     Setting,
     report,
+    same_arm,
     setting,
     tune,
 )
@@ -33,6 +34,7 @@ from coupled_adam.training.folder import read_description
 
 FOLDER = RECORDS / "evidence"
 WIKIPEDIA, BOOKS = "wikipedia", "books"
+SAME_ARM = "same-arm"
 
 ADAM, MEMORY, EPSILON, COUPLED = "adamw", "adamw-memory", "adamw-epsilon", "coupled"
 PAIR, RIVALS = (ADAM, COUPLED), (ADAM, MEMORY, EPSILON, COUPLED)
@@ -148,6 +150,28 @@ def make(
     write_whole(out / f"{_stem(point.name)}.csv", content.encode())
     write_json(out / f"{_stem(point.name)}.json", _provenance(where, table, Path(runs)))
     return read(point.name, out)
+
+
+def make_same_arm(runs: str | Path, out: str | Path = FOLDER, **options: Any) -> pd.DataFrame:
+    """Twenty comparisons of Adam with itself, 20 steps a run, and their record ``same-arm.csv``.
+
+    Args:
+        runs: folder of the run folders.
+        out: folder of the records.
+        options: ``workers`` of ``run_sweep``.
+
+    Returns:
+        The table of ``evidence.same_arm``.
+
+    Raises:
+        OSError: if a folder cannot be written.
+    """
+    corpus = text.wikipedia_sample().spread(_TENTH)
+    table = same_arm(setting(SAME_ARM, corpus, steps=20), ADAM, runs, **options)
+    content = table.to_csv(index=False, float_format=f"%.{_DIGITS}g")
+    Path(out).mkdir(parents=True, exist_ok=True)
+    write_whole(Path(out) / f"{SAME_ARM}.csv", content.encode())
+    return table
 
 
 def setting_of(point: Point, books: str | Path | None) -> Setting:
