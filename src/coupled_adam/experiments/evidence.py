@@ -23,7 +23,12 @@ import pandas as pd
 
 from coupled_adam import geometry
 from coupled_adam.errors import RefusedError
-from coupled_adam.evaluation.losses import half_of_documents, loss_by_frequency, window_losses
+from coupled_adam.evaluation.losses import (
+    half_of_documents,
+    loss_by_frequency,
+    reference_losses,
+    window_losses,
+)
 from coupled_adam.experiments.sweep import Outcome, run_sweep
 from coupled_adam.statistics import interval
 from coupled_adam.text import Corpus
@@ -153,6 +158,13 @@ def measures(run: Run, corpus: Corpus) -> pd.DataFrame:
     rows += [("geometry", name, value) for name, value in summary.items()]
     rows += [("stability", name, value) for name, value in _stability(run).items()]
     return pd.DataFrame(rows, columns=["measure", "set", "value"])
+
+
+def reference(where: Setting) -> dict[str, float]:
+    """Losses of the report's half for models that only count: see ``reference_losses``."""
+    context = where.config.model.context
+    windows, _ = half_of_documents(where.corpus, 1, context, _REPORT_TOKENS)
+    return reference_losses(where.corpus, windows)
 
 
 def _stability(run: Run) -> dict[str, float]:

@@ -25,7 +25,12 @@ with needs("book"):
         summed_updates,
         typical_steps,
     )
-    from coupled_adam.plots.evidence import against_memory, gains_by_setting, tuning_curves
+    from coupled_adam.plots.evidence import (
+        against_memory,
+        gains_by_setting,
+        tuning_curves,
+        within_memory,
+    )
     from coupled_adam.plots.frequency import (
         TokenTrace,
         fit_by_step,
@@ -95,5 +100,6 @@ __all__ = [
     "tuning_curves",
     "typical_steps",
     "walk",
+    "within_memory",
     "zipf",
 ]

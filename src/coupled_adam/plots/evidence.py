@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -108,4 +109,26 @@ def against_memory(table: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
                     )  # fmt: skip
             ax.set(xlabel="share of the vocabulary with $n_i < 1$", ylabel=label)
         axes[0].legend(fontsize=9)
+    return figure
+
+
+def within_memory(occurrences: np.ndarray) -> Figure:
+    """How often each token occurs within the memory of Adam's second moment.
+
+    Args:
+        occurrences: n of each token, [V], at least 0; zeros are left out of the picture.
+
+    Returns:
+        The figure: tokens by rank, with a line at one occurrence.
+    """
+    ranked = np.sort(occurrences)[::-1]
+    seen = ranked[ranked > 0]
+    with panels(height=3.4) as (figure, (ax,)):
+        ax.plot(np.arange(1, len(seen) + 1), seen, color=palette.colour("adamw"), linewidth=2)
+        ax.axhline(1, color=NEUTRAL, linestyle="--", linewidth=1.2)
+        ax.fill_between([1, len(ranked)], 1e-3, 1, color=NEUTRAL, alpha=0.12, linewidth=0)
+        ax.set(
+            xscale="log", yscale="log", ylim=(1e-3, 1e6), xlim=(1, len(ranked)),
+            xlabel="rank of the token", ylabel="occurrences $n_i$ in memory",
+        )  # fmt: skip
     return figure
