@@ -31,7 +31,7 @@ from coupled_adam.experiments.sweep import run_name
 from coupled_adam.files import read_text, write_json, write_whole
 from coupled_adam.provenance import environment
 from coupled_adam.text import Corpus
-from coupled_adam.training.folder import read_description
+from coupled_adam.training.folder import CHECKPOINT_FILE, read_description
 
 FOLDER = RECORDS / "evidence"
 WIKIPEDIA, BOOKS = "wikipedia", "books"
@@ -231,11 +231,12 @@ def _provenance(where: Setting, table: pd.DataFrame, runs: Path) -> dict[str, An
             )
             folder = runs / run_name(config, corpus)
             for session in read_description(folder)["sessions"]:
-                started = session.pop("started")
-                session.pop("first_step", None)
+                for name in ("started", "first_step", "commit"):
+                    session.pop(name, None)
                 sessions[json.dumps(session, sort_keys=True)] = session
-            last = max(path.stat().st_mtime for path in folder.iterdir())
-            seconds += last - pd.Timestamp(started).timestamp()
+            first = read_description(folder)["sessions"][0]["started"]
+            written = (folder / CHECKPOINT_FILE).stat().st_mtime
+            seconds += written - pd.Timestamp(first).timestamp()
     return {
         "kind": "evidence",
         "text": {
