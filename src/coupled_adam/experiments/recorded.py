@@ -83,8 +83,8 @@ _TENTH = 102_400
 POINTS = (
     Point("0.1M", BOOKS, _TENTH, arms=RIVALS, tuning_seeds=TUNING_SEEDS,
           report_seeds=REPORT_SEEDS, common=1.0, shuffled=RIVALS),
-    Point("0.4M", BOOKS, 4 * _TENTH, arms=RIVALS, around="0.1M", tuning_seeds=TUNING_SEEDS,
-          report_seeds=REPORT_SEEDS, shuffled=(ADAM, EPSILON, COUPLED)),
+    Point("0.4M", BOOKS, 4 * _TENTH, arms=RIVALS, around="0.1M",
+          tuning_seeds=TUNING_SEEDS, report_seeds=REPORT_SEEDS, shuffled=PAIR),
     *(Point(f"beta2 {beta2}", BOOKS, _TENTH, changes={"embedding_betas": (0.9, beta2)})
       for beta2 in (0.99, 0.9999, 0.9, 0.999)),
     *(Point(f"batch {batch}", BOOKS, _TENTH, changes={"batch_size": batch}) for batch in (1, 16)),
