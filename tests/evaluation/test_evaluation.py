@@ -278,9 +278,12 @@ def test_reading_pairs(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"word1\tword2\tscore\n", "line 1: .* is not a pair"),
+        (b"word1\tword2\tscore\n", "holds no pair"),
+        (b"word1\tword2\tscore\na\tb\tc\n", "line 2: .* is not a pair"),
+        # The annotated WordSim-353: its first column is the kind of relation.
+        (b"i\ttiger\tcat\t7.35\n", "line 1: .* is not a pair"),
         (b"cat dog 1\ncat dog\n", "line 2: 'cat dog' is not a pair"),
-        (b"love,sex,6.77\n", "line 1"),
+        (b"love,,6.77\n", "line 1"),
         (b"# nothing\n\n", "holds no pair"),
         (b"caf\xe9 dog 1\n", "is not UTF-8"),
     ],
