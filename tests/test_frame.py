@@ -313,7 +313,7 @@ def test_the_chapters_that_are_told_apart_exist_and_come_first():
     assert sorted(order) == [path.stem for path in notebooks.sources()]
 
 
-def test_a_worker_gets_the_whole_of_a_file_or_a_chapter(pytester, request):
+def test_a_worker_gets_the_whole_of_a_file_or_a_chapter(pytester, request, monkeypatch):
     """pytest-xdist must be asked in a way that the pytest at hand understands."""
     (source,) = (p for p in request.config.pluginmanager.get_plugins() if hasattr(p, "group_of"))
     kept = [f"tests/test_chapters.py::TestExecuted::test_{n}[{c}]" for c in "ab" for n in "xy"]
@@ -331,7 +331,8 @@ def test_a_worker_gets_the_whole_of_a_file_or_a_chapter(pytester, request):
         chapters += f"    def test_{name}(self, path):\n"
         chapters += "        print(path, os.environ['PYTEST_XDIST_WORKER'])\n"
     pytester.makepyfile(test_x=test, test_y=test, test_chapters=chapters)
-    done = pytester.runpytest_subprocess("-n", "2", "-rP", "-p", "no:cacheprovider")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # whose imports take seconds
+    done = pytester.runpytest_subprocess("-p", "xdist", "-n", "2", "-rP", "-p", "no:cacheprovider")
     done.assert_outcomes(passed=16)
     told = [line.split() for line in done.outlines if re.fullmatch(r"\S+ gw[01]", line)]
     workers = {name: {worker for what, worker in told if what == name} for name, _ in told}

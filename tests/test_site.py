@@ -32,6 +32,13 @@ def page(path: Path) -> BeautifulSoup:
     return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
 
 
+@cache
+def anchors(path: Path) -> set[str]:
+    """The places of a page that a link can lead to."""
+    tags = page(path).find_all(True)
+    return {tag[name] for tag in tags for name in ("id", "name") if tag.has_attr(name)}
+
+
 @pytest.fixture(scope="session")
 def pages(site) -> dict[str, BeautifulSoup]:
     files = [path for path in sorted(site.rglob("*.html")) if "_static" not in path.parts]
@@ -91,8 +98,8 @@ def dead_links(site: Path, name: str, soup: BeautifulSoup) -> list[str]:
         if not target.is_file():
             dead.append(tag["href"])
         elif anchor and target.suffix == ".html":
-            there = page(target.resolve() if file else site / name)
-            if not there.find(id=unquote(anchor)) and not there.find(attrs={"name": anchor}):
+            there = anchors(target.resolve() if file else site / name)
+            if not {unquote(anchor), anchor} & there:
                 dead.append(tag["href"])
     return dead
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -24,9 +24,9 @@ with needs("cli"):
     import typer
 
     from coupled_adam import evaluation, text
-    from coupled_adam.arms import ARMS
+    from coupled_adam.arms import ARMS, MAIN
     from coupled_adam.console import errors_in_one_line, fail, guard_streams, say
-    from coupled_adam.experiments import Outcome, run_sweep, write_record
+    from coupled_adam.experiments import Outcome, recorded, run_sweep, write_record
     from coupled_adam.text import Corpus
     from coupled_adam.text.corpus import TOKENIZER_FILE, read_tokenizer
     from coupled_adam.text.streams import COLLECTIONS
@@ -45,6 +45,7 @@ with needs("cli"):
     )
 
 SMALL = "small"
+_SHAPE = ("layers", "heads", "width", "context", "tied")  # options of GPTConfig
 SMALL_VOCABULARY, GPT2_VOCABULARY = 4096, 50_257
 
 app = typer.Typer(
@@ -121,6 +122,29 @@ def train(
         float | None,
         typer.Option(help="The embeddings' learning rate as a multiple; default: the optimizer's."),
     ] = None,
+    embedding_betas: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="The embeddings' own; default: the optimizer's."),
+    ] = None,
+    embedding_eps: Annotated[
+        float | None, typer.Option(help="The embeddings' own; default: the optimizer's.")
+    ] = None,
+    embedding_weight_decay: Annotated[
+        float | None, typer.Option(help="The embeddings' own; default: the optimizer's, mostly 0.")
+    ] = None,
+    betas: Annotated[
+        tuple[float, float] | None, typer.Option(help="Decay rates of Adam's moments.")
+    ] = None,
+    eps: Annotated[float | None, typer.Option(help="Adam's epsilon.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of the other matrices.")] = None,
+    gradient_clip: Annotated[float | None, typer.Option(help="Greatest gradient norm.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Of the model; default: preset's.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads of a layer.")] = None,
+    width: Annotated[int | None, typer.Option(help="Length of an embedding.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens that the model sees.")] = None,
+    tied: Annotated[
+        bool | None, typer.Option("--tied/--untied", help="One matrix for input and output.")
+    ] = None,
     warmup_steps: Annotated[int | None, typer.Option(help="Of the learning rate.")] = None,
     evaluate_every: Annotated[
         int | None, typer.Option(help="Steps between two measurements.")
@@ -148,6 +172,18 @@ def train(
         "seed": seed,
         "learning_rate": learning_rate,
         "embedding_multiplier": embedding_multiplier,
+        "embedding_betas": embedding_betas,
+        "embedding_eps": embedding_eps,
+        "embedding_weight_decay": embedding_weight_decay,
+        "betas": betas,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "gradient_clip": gradient_clip,
+        "layers": layers,
+        "heads": heads,
+        "width": width,
+        "context": context,
+        "tied": tied,
         "warmup_steps": warmup_steps,
         "evaluate_every": evaluate_every,
         "evaluation_tokens": evaluation_tokens,
@@ -180,7 +216,9 @@ def sweep(
     source: TextOption = "wikipedia",
     optimizers: Annotated[
         list[str] | None,
-        typer.Option("--optimizer", help=f"Many times: {', '.join(ARMS)}. Default: all."),
+        typer.Option(
+            "--optimizer", help=f"Many times: {', '.join(ARMS)}. Default: {', '.join(MAIN)}."
+        ),
     ] = None,
     seeds: Annotated[
         list[int] | None, typer.Option("--seed", help="Many times. Default: 0, 1, 2.")
@@ -209,7 +247,7 @@ def sweep(
         jobs = [
             (small_config(corpus, optimizer=o, seed=s, embedding_multiplier=m, **changes), corpus)
             for m, s, o in itertools.product(
-                embedding_multipliers or (None,), seeds or [0, 1, 2], optimizers or ARMS
+                embedding_multipliers or (None,), seeds or [0, 1, 2], optimizers or MAIN
             )
         ]
         outcomes = run_sweep(jobs, out, workers=workers)
@@ -223,6 +261,44 @@ def _outcome_line(folder: Path, outcome: Outcome) -> str:
     if outcome.diverged_at is not None:
         end = f"diverged at step {outcome.diverged_at}"
     return f"{config.optimizer}{times}, seed {config.seed}: {end} ({folder / outcome.name})"
+
+
+@app.command()
+def evidence(
+    points: Annotated[
+        list[str] | None, typer.Argument(help="Settings by name; default: all.", metavar="NAME")
+    ] = None,
+    books: Annotated[
+        str | None, typer.Option("--text", help="The larger text: a file or folder of books.")
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="The folder of the run folders.")] = Path("evidence"),
+    out: Annotated[Path, typer.Option(help="The folder of the records.")] = Path("data/evidence"),
+    workers: Annotated[
+        int | None, typer.Option(help="Runs at a time; default: as many as cores.", min=1)
+    ] = None,
+) -> None:
+    """Repeat the recorded sweeps of the book, or some of their settings; what is there is found.
+
+    The same command goes on after an interruption. All together take about four hours of one core.
+    """
+    with errors_in_one_line():
+        known = {point.name: point for point in recorded.POINTS}
+        for name in points or ():
+            if name not in (*known, recorded.SAME_ARM):
+                raise RefusedError(
+                    f"there is no setting {name!r}: choose from {', '.join(known)}, "
+                    f"{recorded.SAME_ARM}"
+                )
+        for name in points or (*known, recorded.SAME_ARM):
+            if name == recorded.SAME_ARM:
+                table = recorded.make_same_arm(user_path(runs), user_path(out), workers=workers)
+                say(f"{name}: {table['called'].sum()} of {len(table)} called different ({out})")
+                continue
+            table = recorded.make(
+                known[name], books, user_path(runs), user_path(out), workers=workers
+            )
+            best = ", ".join(f"{arm} x {m:g}" for arm, m in recorded.winners(table).items())
+            say(f"{name}: {len(table)} runs; best {best} ({out})")
 
 
 @app.command()
@@ -372,9 +448,19 @@ def _default_vocabulary(preset: str) -> int:
 
 
 def _config(preset: str, corpus: Corpus, given: dict[str, object]) -> TrainingConfig:
+    recipe = {name: value for name, value in given.items() if name not in _SHAPE}
     if preset == SMALL:
-        return small_config(corpus, **given)
-    return preset_config(preset, corpus.vocabulary_size, **given)
+        config = small_config(corpus, **recipe)
+    else:
+        config = preset_config(preset, corpus.vocabulary_size, **recipe)
+    shape: dict[str, Any] = {name: value for name, value in given.items() if name in _SHAPE}
+    return replace(config, model=replace(config.model, **shape))
+
+
+def _settings(config: TrainingConfig) -> dict[str, object]:
+    """The fields of a configuration and of its model, side by side, but for the vocabulary."""
+    own = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "model"}
+    return own | {name: getattr(config.model, name) for name in _SHAPE}
 
 
 def _vocabulary_of(run_folder: Path) -> int:
@@ -426,13 +512,12 @@ def _train_command(
     """The command that repeats a run; None if its settings have no options."""
     settable = inspect.signature(train).parameters
     for preset in (SMALL, *PRESETS):
-        plain = _config(preset, corpus, {})
+        plain = _settings(_config(preset, corpus, {}))
         different = {
-            f.name: value
-            for f in fields(config)
-            if (value := getattr(config, f.name)) != getattr(plain, f.name)
+            name: value for name, value in _settings(config).items() if value != plain[name]
         }
-        if replace(plain, **{k: v for k, v in different.items() if k in settable}) == config:
+        given = {name: value for name, value in different.items() if name in settable}
+        if _config(preset, corpus, given) == config:
             break
     else:
         return None
@@ -453,8 +538,12 @@ def _train_command(
     named = {"optimizer": config.optimizer, "seed": config.seed}
     for name, value in (named | different).items():
         option = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
+        if name == "tied":
+            command.append("--tied" if value else "--untied")
+        elif isinstance(value, bool):
             command.append(option if value else option.replace("--", "--no-"))
+        elif isinstance(value, tuple):
+            command += [option, *map(str, value)]
         else:
             command += [option, str(value)]
     command += ["--device", described["device"].split()[0].split(":")[0]]

@@ -2,16 +2,13 @@
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
+import forks
 import joblib
 import numpy as np
 import pandas as pd
@@ -20,14 +17,14 @@ import torch
 from small_run import CONFIG, STEPS, VOCABULARY
 
 from coupled_adam import CoupledAdamW, experiments, statistics
-from coupled_adam.arms import ARMS, Arm
+from coupled_adam.arms import ARMS, MAIN, Arm
 from coupled_adam.errors import RefusedError
 from coupled_adam.experiments import sweep
 from coupled_adam.files import locked
 from coupled_adam.text import TextError, synthetic
 from coupled_adam.training import initial_embedding, train
 
-OPTIMIZERS = tuple(ARMS)
+OPTIMIZERS = MAIN
 
 
 @pytest.fixture(scope="module")
@@ -232,64 +229,69 @@ def test_the_same_run_twice_is_refused(corpus):
         experiments.run_sweep([(CONFIG, corpus), (CONFIG, corpus)], progress=False)
 
 
-LAST_LINE = """
-import sys
-from dataclasses import replace
-from coupled_adam import experiments, text
-sys.path.insert(0, sys.argv[1])
-from test_sweep import CONFIG, jobs_of
-corpus = text.synthetic(200, tokens=10_240, cache=sys.argv[2])
-jobs = jobs_of(corpus, ("sgd", "adamw", "coupled"), range(4), steps=40, checkpoint_every=7)
-outcomes = experiments.run_sweep(jobs, sys.argv[3], workers=2, progress=False)
-print([(outcome.name, outcome.final["validation_loss"]) for outcome in outcomes])
-"""
+def whole_sweep(text, runs, outcome):
+    """Twelve runs, one at a time: workers of joblib's would take seconds to be imported."""
+    corpus = synthetic(VOCABULARY, tokens=10_240, cache=text)
+    jobs = jobs_of(corpus, ("sgd", "adamw", "coupled"), range(4), steps=40, checkpoint_every=7)
+    outcomes = experiments.run_sweep(jobs, runs, workers=1, progress=False)
+    found = [(one.name, one.final["validation_loss"]) for one in outcomes]
+    outcome.write_text(json.dumps(found))
 
 
-def test_a_sweep_that_was_killed_three_times_ends_as_the_undisturbed_one(tmp_path):
-    arguments = [str(Path(__file__).parent), str(tmp_path / "text")]
+@pytest.fixture
+def begin(tmp_path):
+    """A function that begins with that sweep in a process; and one to its end, with its outcome."""
     synthetic(VOCABULARY, tokens=10_240, cache=tmp_path / "text")
 
-    def command(folder):
-        return [sys.executable, "-c", LAST_LINE, *arguments, str(folder)]
+    def begin(runs):
+        outcome = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
+        outcome.touch()
+        arguments = (tmp_path / "text", runs, outcome)
+        process = forks.context().Process(target=whole_sweep, args=arguments)
+        process.start()
 
+        def result():
+            process.join()
+            assert process.exitcode == 0
+            return json.loads(outcome.read_text())
+
+        return process, result
+
+    return begin
+
+
+def test_a_sweep_that_was_killed_three_times_ends_as_the_undisturbed_one(begin, tmp_path):
     def rows(folder):
         return sum(len(path.read_text().splitlines()) for path in folder.glob("*/metrics.jsonl"))
 
     killed = tmp_path / "killed"
     random = np.random.default_rng(7)
     for number in range(1, 4):
-        process = subprocess.Popen(command(killed), start_new_session=True)
+        both = [begin(killed)[0] for _ in range(2)]
         # 12 runs of 41 rows; somewhere in each quarter of the work.
         wanted = int((number - random.random()) * 41 * 12 / 4)
         deadline = time.monotonic() + 120
-        while rows(killed) < wanted and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert process.poll() is None, "it ended before it could be killed"
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    last = subprocess.run(command(killed), capture_output=True, text=True, check=True).stdout
-    whole = subprocess.run(
-        command(tmp_path / "whole"), capture_output=True, text=True, check=True
-    ).stdout
-    assert last.splitlines()[-1] == whole.splitlines()[-1]
+        while rows(killed) < wanted and time.monotonic() < deadline:
+            time.sleep(0.005)
+        for process in both:
+            process.kill()
+            process.join()
+            assert process.exitcode == -signal.SIGKILL, "it ended before it could be killed"
+    assert 0 < rows(killed) < 41 * 12
+    last = begin(killed)[1]()
+    whole = begin(tmp_path / "whole")[1]()
+    assert last == whole
     assert sessions_of(tmp_path / "whole") == [1] * 12
     assert sum(sessions_of(killed)) > 12  # some of them had begun, and went on
     sessions = sum(sessions_of(killed))
-    again = subprocess.run(command(killed), capture_output=True, text=True, check=True).stdout
-    assert again == last
+    assert begin(killed)[1]() == last
     assert sum(sessions_of(killed)) == sessions
 
 
-def test_two_processes_work_on_one_sweep(tmp_path):
-    arguments = [str(Path(__file__).parent), str(tmp_path / "text"), str(tmp_path / "runs")]
-    synthetic(VOCABULARY, tokens=10_240, cache=tmp_path / "text")
-    both = [
-        subprocess.Popen([sys.executable, "-c", LAST_LINE, *arguments], stdout=subprocess.PIPE)
-        for _ in range(2)
-    ]
-    said = [process.communicate()[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert said[0] == said[1] and said[0]
+def test_two_processes_work_on_one_sweep(begin, tmp_path):
+    both = [begin(tmp_path / "runs")[1] for _ in range(2)]
+    one, other = [result() for result in both]
+    assert one == other and len(one) == 12
     assert sessions_of(tmp_path / "runs") == [1] * 12  # none was made twice
 
 

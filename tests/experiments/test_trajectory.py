@@ -9,11 +9,11 @@ import torch
 from small_run import CONFIG, STEPS, VOCABULARY
 
 from coupled_adam import experiments
-from coupled_adam.arms import ARMS
+from coupled_adam.arms import MAIN
 from coupled_adam.gpt import GPT
 from coupled_adam.training import train
 
-OPTIMIZERS = tuple(ARMS)
+OPTIMIZERS = MAIN
 
 
 @pytest.fixture(scope="module")

@@ -61,6 +61,9 @@ class Backend:
         variants: names of VARIANTS to try it with; None for all.
         shapes: to try it with.
         steps: at most so many.
+        slow: every type is tried with the usual options, and every option with the first type. All
+            pairs are tried elsewhere: of the lines that are traced as "tensor operations", of the
+            kernels in test_kernel.py.
         wrap: what is called in place of ``optimizer.step``, given that.
         using: while it is used.
         missing: why it cannot be used on this machine; empty if it can.
@@ -73,6 +76,7 @@ class Backend:
     variants: tuple[str, ...] | None = None
     shapes: tuple[tuple[int, int], ...] = tuple(SHAPES)
     steps: int = 100
+    slow: bool = False
     wrap: Callable[[Callable[[], Any]], Callable[[], Any]] = lambda step: step
     using: Callable[[], AbstractContextManager[Any]] = nullcontext
     missing: Callable[[], str] = lambda: ""
@@ -178,6 +182,7 @@ BACKENDS: dict[str, Backend] = {
         dtypes=KERNEL_TYPES,
         shapes=((2, 1), (12, 5), (40, 35)),
         steps=20,
+        slow=True,
         using=interpreted,
         missing=lambda: _no_triton() or ("" if _no_gpu() else "a GPU is at hand"),
         module="kernel",
@@ -190,6 +195,7 @@ BACKENDS: dict[str, Backend] = {
         variants=("default", "amsgrad", "maximize", "tensor lr"),
         shapes=((12, 5),),
         steps=5,
+        slow=True,
         wrap=lambda step: torch.compile(step, backend="eager"),
     ),
     "compiled": Backend(
@@ -293,6 +299,7 @@ def trials(
         if backend.module or not module
         # Every option at the usual size, every size with the usual options.
         if shape == (12, 5) or variant == "default"
+        if not backend.slow or variant == "default" or dtype == backend.dtypes[0]
     ]
     return pytest.mark.parametrize("trial", made)
 

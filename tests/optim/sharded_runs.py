@@ -1,4 +1,4 @@
-"""Trainings on one process and on many; test_sharded.py starts this file once per rank.
+"""Trainings on one process and on many; test_sharded.py starts ``main`` once per rank.
 
 The same code makes the run that is tested and, with the placement "one process", the run that it
 is held against.
@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from coupled_adam import CoupledAdamW
 from coupled_adam.optim import coupled_adamw, sharding
 
-WIDTH, STEPS = 6, 20
+# Steps: enough for every kind of missing gradient, see Training.run and missing_gradients.
+WIDTH, STEPS = 6, 15
 # A collective that some process does not join fails after the first, a worker after the second.
 COLLECTIVE_SECONDS, WORKER_SECONDS = 60, 300
 
@@ -245,7 +246,7 @@ class Training:
             if self.clip_at is not None:
                 self.clip()
             # To watch costs more than to step; these meet every kind of missing gradient.
-            if self.placement == "one process" or index % 4 != 0:
+            if self.placement == "one process" or not (1 <= index < 4 or index % 5 == 4):
                 self.optimizer.step()
                 continue
             from torch.distributed.tensor.debug import CommDebugMode
@@ -393,9 +394,9 @@ def gradient_placed_otherwise(case: Case, world: int, folder: Path) -> dict[str,
 def switch(case: Case, world: int, folder: Path) -> dict[str, Any]:
     """AdamW for some steps, then Coupled Adam, then AdamW again."""
     first = Training(case.placement, case.rows, optimizer_class=torch.optim.AdamW)
-    first.run(0, 8)
+    first.run(0, 6)
     state, model = first.optimizer.state_dict(), first
-    for begin, end, coupled in ((8, 14, True), (14, STEPS, False)):
+    for begin, end, coupled in ((6, 11, True), (11, STEPS, False)):
         model.optimizer_class, model.coupled = CoupledAdamW, coupled
         model.optimizer = CoupledAdamW(model.groups(), lr=1e-2)
         model.optimizer.load_state_dict(state)
@@ -661,6 +662,66 @@ def contract(case: Case, world: int, folder: Path) -> dict[str, Any]:
     return {"facts": {name: bool(fact) for name, fact in facts.items()}}
 
 
+def transposed(case: Case, world: int, folder: Path) -> dict[str, Any]:
+    """A matrix of [width, tokens] in every placement, from AdamW's state and back to AdamW."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    rank = torch.distributed.get_rank()
+    generator = torch.Generator().manual_seed(0)
+    # Tokens that cannot be shared out evenly.
+    start, adam, *steps = torch.randn(6, WIDTH, case.rows, generator=generator)
+
+    def ends(place: Callable[[Tensor], Tensor], axis: int = 1) -> tuple[Tensor, ...]:
+        def whole(tensor: Tensor) -> Tensor:
+            return tensor.full_tensor() if sharding.is_dtensor(tensor) else tensor
+
+        parameter = nn.Parameter(place(start.clone()))
+        old = torch.optim.AdamW([parameter])
+        parameter.grad = place(adam.clone())
+        old.step()
+        options = {"coupled": True, "vocabulary_dim": axis, "amsgrad": True}
+        optimizer = CoupledAdamW([parameter], lr=1e-2, **options)
+        optimizer.load_state_dict(old.state_dict())  # the mean of its moments over all processes
+        for gradient in steps:
+            parameter.grad = place(gradient.clone())
+            optimizer.step()
+        shared = optimizer.state[parameter]["exp_avg_sq"]
+        back = CoupledAdamW([parameter], coupled=False)
+        back.load_state_dict(optimizer.state_dict())
+        second = back.state[parameter]["exp_avg_sq"]
+        return whole(parameter.detach()), whole(shared), whole(second)
+
+    mesh = _mesh(world)
+    expected = ends(lambda tensor: tensor)
+    pairs = {
+        "and back to AdamW": (expected[2], expected[1][:, None].expand_as(start).contiguous()),
+        **{
+            str(placement): (
+                ends(lambda tensor, at=placement: distribute_tensor(tensor, mesh, [at])),
+                expected,
+            )
+            for placement in (Shard(1), Shard(0), Replicate())
+        },
+    }
+    # Plain shards of columns: AdamW's state of them has no other processes, so from its own start.
+    mine = torch.arange(case.rows).tensor_split(world)[rank]
+    everyone = {"process_group": torch.distributed.group.WORLD}
+    stepped = []
+    for part, group in ((torch.arange(case.rows), {}), (mine, everyone)):
+        parameter = nn.Parameter(start[:, part].clone())
+        groups = [{"params": [parameter], **group}]
+        optimizer = CoupledAdamW(groups, lr=1e-2, coupled=True, vocabulary_dim=1)
+        for gradient in steps:
+            parameter.grad = gradient[:, part].clone()
+            optimizer.step()
+        stepped.append(parameter.detach())
+    pairs["process_group"] = (stepped[1], stepped[0][:, mine])
+    return {
+        "pairs": pairs,
+        "ends along both axes": (expected[0], ends(lambda tensor: tensor, axis=0)[0]),
+    }
+
+
 def copied_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
@@ -679,6 +740,7 @@ KINDS: dict[str, Callable[[Case, int, Path], dict[str, Any]]] = {
     "sparse": sparse,
     "refusals": refusals,
     "contract": contract,
+    "transposed": transposed,
 }
 
 
@@ -732,6 +794,7 @@ def _cases() -> list[Case]:
         Case("gradient placed otherwise", "tensor parallel rows", 10, worlds=(2,)),
         Case("refusals", "one process", 4, worlds=(2,)),
         Case("contract", "one process", 4, worlds=(2,)),
+        Case("transposed", "one process", 7, worlds=(2,)),
     ]
     return cases
 
@@ -739,8 +802,12 @@ def _cases() -> list[Case]:
 CASES = _cases()
 
 
-def main(folder: Path, world: int, rank: int) -> None:
+def main(folder: Path, world: int, rank: int, log: Path) -> None:
     """Do all cases of a number of processes; the outcomes go to a file for each rank."""
+    with log.open("w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
     faulthandler.dump_traceback_later(WORKER_SECONDS, exit=True)
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
@@ -766,7 +833,3 @@ def main(folder: Path, world: int, rank: int) -> None:
     if failed:
         os._exit(1)
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import signal
 import stat
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 import backends
+import forks
 import pytest
 import torch
 from backends import BACKENDS, Trial
@@ -407,18 +409,20 @@ def test_an_interruption_of_the_compiler_leaves_nothing_behind(afresh, monkeypat
 # Threads and processes
 
 
-def python(code, **environment):
+HEAD = """
+    import os, sys, torch
+    torch.set_num_threads(2)
+    torch.ones(300, 300) @ torch.ones(300, 300)
+    torch.ones(1 << 20).add_(1)
+    def tasks(): return len(os.listdir("/proc/self/task"))
+    def runtimes():
+        files = {line.split()[-1] for line in open("/proc/self/maps")}
+        return {file for file in files if "omp" in file.split("/")[-1]}
+"""
+
+
+def python(code, head=HEAD, **environment):
     """Run a program in a process of its own that has done an operation in PyTorch's team."""
-    head = """
-        import os, sys, torch
-        torch.set_num_threads(2)
-        torch.ones(300, 300) @ torch.ones(300, 300)
-        torch.ones(1 << 20).add_(1)
-        def tasks(): return len(os.listdir("/proc/self/task"))
-        def runtimes():
-            files = {line.split()[-1] for line in open("/proc/self/maps")}
-            return {file for file in files if "omp" in file.split("/")[-1]}
-    """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(code)],
         env={**os.environ, "OMP_NUM_THREADS": "2", **environment},
@@ -442,12 +446,24 @@ SWEEP = """
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
-@needs_compiler
-@on_linux
-def test_the_sweeps_run_in_pytorchs_team_and_bring_no_second_runtime():
+@pytest.fixture(scope="module")
+def in_the_team():
+    """What a program says of its first sweep, and of others after other numbers of threads."""
     if openmp.team()[0] is None:
         pytest.skip(openmp.team()[1])
-    assert python(SWEEP) == "C, in torch's OpenMP team of 2 threads\n"
+    further = """
+        for threads in (1, 2, 3, 2):
+            torch.set_num_threads(threads)
+            native.sum_of_squares(torch.ones(4096, 128))
+            print(native.last_run)
+    """
+    return python(textwrap.dedent(SWEEP) + textwrap.dedent(further)).splitlines()
+
+
+@needs_compiler
+@on_linux
+def test_the_sweeps_run_in_pytorchs_team_and_bring_no_second_runtime(in_the_team):
+    assert in_the_team[0] == "C, in torch's OpenMP team of 2 threads"
 
 
 @needs_compiler
@@ -469,22 +485,25 @@ def test_another_runtime_in_the_process_is_not_taken_for_pytorchs(way):
 
 @needs_compiler
 @on_linux
-def test_torchs_number_of_threads_is_followed():
-    said = python("""
-        from coupled_adam.optim import native
-        for threads in (1, 2, 3, 2):
-            torch.set_num_threads(threads)
-            native.sum_of_squares(torch.ones(4096, 128))
-            print(native.last_run)
-    """)
+def test_torchs_number_of_threads_is_followed(in_the_team):
     team = "C, in torch's OpenMP team of {} threads"
-    assert said.splitlines() == ["C, on one thread", *(team.format(n) for n in (2, 3, 2))]
+    assert in_the_team[1:] == ["C, on one thread", *(team.format(n) for n in (2, 3, 2))]
 
 
+# What a process has done when it is forked: each in the one that has done all before.
+BEFORE_A_FORK = {
+    "nothing": "",  # imported by the child only
+    "imported": "from coupled_adam.optim import native, openmp",
+    "swept in the team": "native.sum_of_squares(torch.ones(4096, 128))",
+    "swept in own threads": "openmp._find = lambda: (None, 'test');"
+    "native.sum_of_squares(torch.ones(4096, 128))",
+}
 FORKED = """
-    import signal
-    gradient = torch.ones(4096, 128)
-    {before}
+import signal, warnings
+warnings.simplefilter("ignore")
+gradient = torch.ones(4096, 128)
+for name, before in {steps!r}.items():
+    exec(before)
     child = os.fork()
     if child == 0:
         # With the parent's team or threads it would wait for ever, as PyTorch's operations on
@@ -494,25 +513,20 @@ FORKED = """
         right = (native.sum_of_squares(gradient) == 4096).all()
         right = right and native.last_run.endswith("threads of its own (this process was forked)")
         os._exit(0 if right else 1)
-    assert os.waitpid(child, 0)[1] == 0
+    print(os.waitpid(child, 0)[1], name)
 """
+
+
+@pytest.fixture(scope="module")
+def said_of_forks():
+    return python(FORKED.format(steps=BEFORE_A_FORK)).splitlines()
 
 
 @needs_compiler
 @on_linux
-@pytest.mark.parametrize(
-    "before",
-    [
-        "",  # imported by the child only
-        "from coupled_adam.optim import native",
-        "from coupled_adam.optim import native; native.sum_of_squares(torch.ones(4096, 128))",
-        "from coupled_adam.optim import native, openmp; openmp._find = lambda: (None, 'test');"
-        "native.sum_of_squares(torch.ones(4096, 128))",
-    ],
-)
-def test_a_forked_process_has_threads_of_its_own(before):
-    python("import warnings; warnings.simplefilter('ignore')\n"
-           + textwrap.dedent(FORKED.format(before=before)))  # fmt: skip
+@pytest.mark.parametrize("before", BEFORE_A_FORK)
+def test_a_forked_process_has_threads_of_its_own(said_of_forks, before):
+    assert f"0 {before}" in said_of_forks
 
 
 @needs_compiler
@@ -551,22 +565,62 @@ LATE = """
 
     {how}
 """
-THREAD = "threading.Thread(target=lambda: (threading.main_thread().join(), step())).start()"
-ATEXIT = "import atexit; atexit.register(step)"
+WAYS = {
+    "in a thread": "threading.Thread("
+    "target=lambda: (threading.main_thread().join(), step())).start()",
+    "at exit": "import atexit; atexit.register(step)",
+}
+WITHOUT_A_TEAM = {
+    "compiled then": "openmp._find = lambda: (None, 'test')",
+    "compiled before": "openmp._find = lambda: (None, 'test');"
+    "native.sum_of_squares(torch.ones(4096, 128))",
+}
 
 
 @needs_compiler
-@pytest.mark.parametrize("how", [THREAD, ATEXIT])
-@pytest.mark.parametrize(
-    "before",
-    [
-        "",  # compiled by then
-        "openmp._find = lambda: (None, 'test')",
-        "openmp._find = lambda: (None, 'test'); native.sum_of_squares(torch.ones(4096, 128))",
-    ],
-)
-def test_a_step_after_the_end_of_the_main_thread(before, how):
-    assert python(LATE.format(before=before, how=how)) == "-0.5\n"
+@pytest.mark.parametrize("how", WAYS)
+def test_a_step_after_the_end_of_the_main_thread(how):
+    assert python(LATE.format(before="", how=WAYS[how])) == "-0.5\n"
+
+
+# Forked before PyTorch has a team, so that these imports are made once; what a child prints, and
+# how it ends, is as of any program.
+FORKS = """
+import os, sys, torch, torch._dynamo
+ends = {{}}
+for name, program in {programs!r}.items():
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.dup2(writer, 1)
+        exec(program, globals())
+        break
+    os.close(writer)
+    said = open(reader).read()
+    ends[name] = [os.waitpid(child, 0)[1], said]
+else:
+    print(ends)
+"""
+
+
+@pytest.fixture(scope="module")
+def late_without_a_team():
+    """How programs end that step at the end, and what they say."""
+    programs = {
+        f"{how}, {before}": textwrap.dedent(HEAD)
+        + textwrap.dedent(LATE.format(before=WITHOUT_A_TEAM[before], how=WAYS[how]))
+        for how in WAYS
+        for before in WITHOUT_A_TEAM
+    }
+    return ast.literal_eval(python(FORKS.format(programs=programs), head=""))
+
+
+@needs_compiler
+@on_linux
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("before", WITHOUT_A_TEAM)
+def test_a_step_in_own_threads_after_the_end_of_the_main_thread(late_without_a_team, how, before):
+    assert late_without_a_team[f"{how}, {before}"] == [0, "-0.5\n"]
 
 
 @needs_compiler
@@ -609,20 +663,20 @@ def test_threads_that_come_too_late_touch_nothing(monkeypatch):
     assert len(late) == 2 and (parameter == 2).all() and (moment == 7).all()
 
 
+def compile_in(folder, answers):
+    os.environ["TMPDIR"], tempfile.tempdir = str(folder), None
+    native._compiled.cache_clear()
+    answers.put(native.unavailable(torch.float32) or native.sum_of_squares(torch.ones(5, 1)).item())
+
+
 @needs_compiler
 def test_two_processes_compile_at_the_same_time(tmp_path):
-    code = (
-        "import torch\nfrom coupled_adam.optim import native\n"
-        "print(native.unavailable(torch.float32) or native.sum_of_squares(torch.ones(5, 1)).item())"
-    )
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            env={**os.environ, "TMPDIR": str(tmp_path)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    assert [one.communicate(timeout=120)[0] for one in both] == ["5.0\n", "5.0\n"]
+    context = forks.context()
+    answers = context.Queue()
+    both = [context.Process(target=compile_in, args=(tmp_path, answers)) for _ in range(2)]
+    for process in both:
+        process.start()
+    assert [answers.get(timeout=120) for _ in both] == [5.0, 5.0]
+    for process in both:
+        process.join()
     assert list(tmp_path.iterdir()) == []

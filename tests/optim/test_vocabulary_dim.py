@@ -1,11 +1,7 @@
 """Matrices that are stored as [width, tokens]: the mean is taken over the tokens all the same."""
 
 import copy
-import os
 import pickle
-import socket
-import subprocess
-import sys
 
 import backends
 import pytest
@@ -196,100 +192,6 @@ def test_a_differentiable_step_has_the_right_derivatives(options):
         plain.grad = gradient.detach().T.contiguous()
         rows.step()
     torch.testing.assert_close(after_two_steps(*inputs).detach(), plain.detach().T)
-
-
-# On two processes
-
-ON_TWO_PROCESSES = """
-import os, sys
-import torch
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
-from torch.distributed.device_mesh import init_device_mesh
-from coupled_adam import CoupledAdamW
-
-rank, port = int(sys.argv[1]), sys.argv[2]
-os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=str(rank), WORLD_SIZE="2")
-torch.distributed.init_process_group("gloo")
-mesh = init_device_mesh("cpu", (2,))
-generator = torch.Generator().manual_seed(0)
-start, adam, *steps = torch.randn(6, 5, 7, generator=generator)  # 7 tokens: shares are uneven
-
-
-def run(place, whole, axis=1, **group):
-    parameter = torch.nn.Parameter(place(start))
-    old = torch.optim.AdamW([parameter])
-    parameter.grad = place(adam)
-    old.step()
-    options = {"coupled": True, "vocabulary_dim": axis, "amsgrad": True}
-    optimizer = CoupledAdamW([{"params": [parameter], **group}], lr=1e-2, **options)
-    optimizer.load_state_dict(old.state_dict())  # whose moments are averaged over all processes
-    for gradient in steps:
-        parameter.grad = place(gradient)
-        optimizer.step()
-    state = optimizer.state[parameter]
-    back = CoupledAdamW([{"params": [parameter], **group}], coupled=False)
-    back.load_state_dict(optimizer.state_dict())
-    second = back.state[parameter]["exp_avg_sq"]
-    return whole(parameter.detach()), whole(state["exp_avg_sq"]), whole(second)
-
-
-def check(name, found, expected):
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, msg=lambda text: f"{name}: {text}")
-
-
-expected = run(lambda x: x.clone(), lambda x: x)
-assert expected[1].shape == (5,) and torch.equal(expected[2], expected[1][:, None].expand(5, 7))
-for placement in (Shard(1), Shard(0), Replicate()):
-    placed = run(
-        lambda x: distribute_tensor(x.clone(), mesh, [placement]), lambda x: x.full_tensor()
-    )
-    check(placement, placed, expected)
-wrong = run(lambda x: x.clone(), lambda x: x, axis=0)
-assert (wrong[0] - expected[0]).abs().max() > 1e-3
-# Plain shards of columns: AdamW's state of them has no other processes, so from its own start.
-mine = slice(0, 4) if rank == 0 else slice(4, 7)
-ends = []
-for part, group in ((slice(None), {}), (mine, {"process_group": torch.distributed.group.WORLD})):
-    parameter = torch.nn.Parameter(start[:, part].clone())
-    groups = [{"params": [parameter], **group}]
-    optimizer = CoupledAdamW(groups, lr=1e-2, coupled=True, vocabulary_dim=1)
-    for gradient in steps:
-        parameter.grad = gradient[:, part].clone()
-        optimizer.step()
-    ends.append(parameter.detach())
-check("process_group", [ends[1]], [ends[0][:, mine]])
-torch.distributed.destroy_process_group()
-print("right")
-"""
-
-
-@pytest.mark.skipif(
-    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
-    reason="this build of torch has no gloo",
-)
-def test_tokens_may_be_spread_over_processes():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", ON_TWO_PROCESSES, str(rank), port],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [out for out, _ in said] == ["right\n"] * 2, "\n".join(error for _, error in said)
 
 
 @pytest.mark.parametrize("shape", [(8, 100), (2, 3), (768, 50_304)])

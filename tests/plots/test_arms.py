@@ -47,6 +47,9 @@ def embeddings(names):
 VALUE = {"value": "the value"}
 # Every picture that is given arms, drawn for some of them.
 PICTURES = {
+    "against_memory": lambda names: plots.against_memory(
+        table(names).assign(rare_share=0.5, varied="batch"), VALUE
+    ),
     "by_size": lambda names: plots.by_size(table(names).query("seed == 0"), VALUE),
     "clouds": lambda names: plots.clouds(embeddings(names), COUNTS),
     "clouds_before_and_after": lambda names: plots.clouds_before_and_after(
@@ -54,6 +57,9 @@ PICTURES = {
     ),
     "curves": lambda names: plots.curves(table(names), VALUE),
     "distance_of_mean": lambda names: plots.distance_of_mean(each(names, STEPS, H)),
+    "gains_by_setting": lambda names: plots.gains_by_setting(
+        table(names).query("step == 1").assign(setting="all", gain=1.0), ["all"], "setting"
+    ),
     "intervals": lambda names: plots.intervals(table(names).query("step == 1"), VALUE),
     "learning_rates": lambda names: plots.learning_rates(table(names), VALUE),
     "lengths_against_frequency": lambda names: plots.lengths_against_frequency(
@@ -77,6 +83,9 @@ PICTURES = {
         FREQUENCIES, each(names, H), slope=1.0
     ),
     "summed_updates": lambda names: plots.summed_updates(each(names, STEPS)),
+    "tuning_curves": lambda names: plots.tuning_curves(
+        {"all": table(names).assign(stage="tuning")}, "value"
+    ),
     "typical_steps": lambda names: plots.typical_steps(FREQUENCIES, each(names, V)),
 }
 

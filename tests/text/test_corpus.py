@@ -99,6 +99,29 @@ def test_a_shuffled_twin_has_the_same_tokens_in_another_order(small, seed):
     assert_same(pickled(twin.part(500)), small.shuffled(seed).part(500))
 
 
+@pytest.mark.parametrize("tokens", [1, 700, 1024, 5_000, 10_799])
+def test_spread_tokens_are_pieces_from_all_over_the_text(small, tokens):
+    spread = small.spread(tokens, piece=100)
+    assert len(spread.train) == tokens
+    assert spread.validation is small.validation
+    numbered = dataclasses.replace(small, vocabulary_size=10_800, train=np.arange(10_800))
+    places = numbered.spread(tokens, piece=100).train
+    assert np.array_equal(small.train[places], spread.train)
+    starts = places[::100]
+    assert (np.diff(starts) >= 99).all()
+    if tokens > 200:
+        assert starts[0] == 0 and starts[-1] == 10_700
+    assert_same(pickled(spread), spread)
+
+
+def test_all_tokens_spread_are_the_text(small):
+    assert small.spread(10_800) is small
+    with pytest.raises(TextError, match="at least one token"):
+        small.spread(100, piece=0)
+    with pytest.raises(TextError, match=r"from 1 to 10,800 tokens"):
+        small.spread(10_801)
+
+
 def seen_by_a_worker(value: Corpus) -> tuple[int, int, str, list[int]]:
     return len(value.train), int(value.counts.sum()), value.fingerprint, value.train[-3:].tolist()
 

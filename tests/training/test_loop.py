@@ -9,12 +9,10 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
-import textwrap
 import time
-from pathlib import Path
 
+import forks
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from coupled_adam import geometry, provenance, training
-from coupled_adam.arms import ARMS
+from coupled_adam import geometry, provenance
+from coupled_adam.arms import ARMS, MAIN
+from coupled_adam.errors import RefusedError
 from coupled_adam.gpt import GPT, GPTConfig
 from coupled_adam.text import synthetic
 from coupled_adam.training import (
@@ -35,7 +34,7 @@ from coupled_adam.training import (
     train,
 )
 
-OPTIMIZERS = tuple(ARMS)
+OPTIMIZERS = MAIN
 
 VOCABULARY = 200
 MODEL = GPTConfig(VOCABULARY, context=8, layers=1, heads=2, width=16)
@@ -571,41 +570,31 @@ def test_a_run_may_go_on_in_other_pieces(corpus, tmp_path):
     assert files_of(folder) == WHOLE
 
 
-def script(body, *arguments):
-    """The command and environment of a process that trains as the tests here do."""
-    imports = """
-        import os, resource, signal, sys
-        from pathlib import Path
-        from coupled_adam.text.corpus import open_corpus
-        from test_loop import make_config, run
-        """
-    source = textwrap.dedent(imports) + textwrap.dedent(body)
-    environment = {
-        **os.environ,
-        # This file, and the library that is tested here.
-        "PYTHONPATH": os.pathsep.join(
-            str(path) for path in (Path(__file__).parent, Path(training.__file__).parents[2])
-        ),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),  # or the bits might differ
-    }
-    return {"args": [sys.executable, "-c", source, *map(str, arguments)], "env": environment}
+def in_a_process(job, *arguments):
+    """Start a process that trains as the tests here do, with as many threads: or bits differ."""
+    arguments = (job, torch.get_num_threads(), *arguments)
+    process = forks.context().Process(target=with_threads, args=arguments)
+    process.start()
+    return process
+
+
+def with_threads(job, threads, *arguments):
+    torch.set_num_threads(threads)
+    job(*arguments)
 
 
 def test_a_killed_run_can_always_go_on(corpus, tmp_path):
     """Killed twice at random moments, without warning; then it is taken to its end."""
     config, folder = make_config(steps=300, checkpoint_every=2), tmp_path / "run"
-    killed = """
-        config = make_config(steps=300, checkpoint_every=2)
-        run(config, open_corpus(Path(sys.argv[1]), sys.argv[2]), sys.argv[3])
-        """
     saved = 0
     for _ in range(2):
-        with subprocess.Popen(**script(killed, corpus.folder, corpus.name, folder)) as process:
-            while process.poll() is None and steps_in(folder) < saved + 6:
-                time.sleep(0.002)
-            time.sleep(random.uniform(0, 0.1))
-            process.kill()
-        assert process.returncode in (-signal.SIGKILL, 0)
+        process = in_a_process(run, config, corpus, folder)
+        while process.is_alive() and steps_in(folder) < saved + 6:
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        assert process.exitcode in (-signal.SIGKILL, 0)
         steps = load_run(folder).metrics.step.tolist()
         assert steps == list(range(len(steps)))
         assert steps[-1] > saved
@@ -669,6 +658,48 @@ def test_the_folder_says_what_was_run_on_what(corpus, tmp_path):
     assert load_run(tmp_path / "a" / "run").config == dataclasses.replace(
         config, seed=3, betas=(0.8, 0.9)
     )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("optimizer", ["adamw", "coupled"])
+def test_the_embeddings_have_settings_of_their_own(corpus, tied, optimizer):
+    model = dataclasses.replace(MODEL, tied=tied)
+    own = {"embedding_betas": (0.5, 0.999), "embedding_eps": 1e-3, "embedding_weight_decay": 0.7}
+    groups = (
+        run(make_config(model=model, optimizer=optimizer, **own), corpus)
+        .optimizers[-1]
+        .param_groups
+    )
+    of_embeddings, *others = groups
+    assert of_embeddings["name"] == "embeddings"
+    assert (of_embeddings["betas"], of_embeddings["eps"]) == ((0.5, 0.999), 1e-3)
+    assert of_embeddings["weight_decay"] == 0.7
+    for group in others:
+        assert (group["betas"], group["eps"]) == ((0.9, 0.95), 1e-8)
+        assert group["weight_decay"] != 0.7
+
+
+def test_the_second_moment_is_corrected_by_the_embeddings_own_beta(corpus):
+    """In the first step v is (1 - beta2) g^2, so the corrected one is g^2 whatever beta2 is."""
+    moments = [
+        run(make_config(optimizer="adamw", steps=1, embedding_betas=betas), corpus).second_moment
+        for betas in (None, (0.9, 0.999))
+    ]
+    np.testing.assert_allclose(*moments, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embedding_betas": (0.9, 1.0)}, "embedding_betas must be two numbers"),
+        ({"embedding_eps": -1.0}, "embedding_eps must be finite and at least 0"),
+        ({"embedding_weight_decay": math.inf}, "embedding_weight_decay must be finite"),
+        ({"optimizer": "sgd", "embedding_eps": 1e-4}, "'sgd' have an optimizer of their own"),
+    ],
+)
+def test_impossible_settings_of_the_embeddings_are_refused(changes, message):
+    with pytest.raises(RefusedError, match=message):
+        make_config(**changes)
 
 
 def test_metrics_can_be_followed_while_the_run_goes_on(corpus, tmp_path):
@@ -967,28 +998,31 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(
     assert_same_run(run(make_config(), corpus, folder), run(make_config(), corpus))
 
 
+def train_until_files_may_not_grow(corpus, folder, more, said):
+    import resource  # which Windows does not have
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def observe(step):
+        if step.number == 6:
+            limit = (folder / "metrics.jsonl").stat().st_size + more
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    try:
+        run(make_config(evaluate_every=2), corpus, folder, observe)
+    except OSError as error:
+        said.put(str(error))
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="limits on file sizes are POSIX")
 @pytest.mark.parametrize(("more", "named"), [(10_000, "checkpoint.pt"), (20, "metrics.jsonl")])
 def test_writes_that_the_system_refuses_are_named(corpus, tmp_path, more, named):
     """No monkeypatch: what torch makes of a refused write, in the middle of its archive."""
-    folder = tmp_path / "run"
-    limited = """
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-        def observe(step):
-            if step.number == 6:
-                limit = os.path.getsize(sys.argv[3] + "/metrics.jsonl") + int(sys.argv[4])
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-        corpus = open_corpus(Path(sys.argv[1]), sys.argv[2])
-        run(make_config(evaluate_every=2), corpus, sys.argv[3], observe)
-        """
-    result = subprocess.run(
-        **script(limited, corpus.folder, corpus.name, folder, more), capture_output=True, text=True
-    )
-    *_, last = result.stderr.strip().splitlines()
-    assert last.startswith("OSError"), result.stderr
-    assert f"could not write {folder / named}: File too large" in last
+    folder, said = tmp_path / "run", forks.context().SimpleQueue()
+    process = in_a_process(train_until_files_may_not_grow, corpus, folder, more, said)
+    process.join()
+    assert process.exitcode == 0
+    assert f"could not write {folder / named}: File too large" in said.get()
     assert checkpoint_of(folder)["step"] == 4
     assert files_of(folder) == WHOLE
     config = make_config(evaluate_every=2)

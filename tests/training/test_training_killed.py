@@ -1,6 +1,5 @@
 """A run that is killed without warning, twenty times, ends where the unkilled run ends."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -8,6 +7,7 @@ import sys
 import threading
 import time
 
+import forks
 import pytest
 import torch
 
@@ -52,12 +52,10 @@ def go_on(changes, corpus, folder, at_step, seconds):
 
 @pytest.fixture(scope="module")
 def processes():
-    """Starts processes in which everything is imported already: an import takes seconds."""
+    """Starts the processes that are to be killed."""
     if sys.platform == "win32":
         pytest.skip("SIGKILL is POSIX")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["coupled_adam.training", "torch._dynamo", "pytest"])
-    return context
+    return forks.context()
 
 
 @pytest.mark.parametrize("changes", RUNS, ids=[str(run["optimizer"]) for run in RUNS])

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import time
 import traceback
 from pathlib import Path
 
+import forks
 import pandas as pd
 import pytest
 import torch
@@ -18,13 +18,13 @@ import torch.distributed as dist
 from test_loop import assert_same_run, assert_same_tree, checkpoint_of, files_of, steps_in
 
 from coupled_adam import training
-from coupled_adam.arms import ARMS
+from coupled_adam.arms import MAIN
 from coupled_adam.gpt import GPTConfig
 from coupled_adam.text import synthetic
 from coupled_adam.training import TrainingConfig, load_run, train
 from coupled_adam.training.processes import Processes
 
-OPTIMIZERS = tuple(ARMS)
+OPTIMIZERS = MAIN
 
 if sys.platform != "win32":
     import fcntl
@@ -57,8 +57,7 @@ def member(rank, meeting, answers, job, arguments):
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     """A function that runs a job in two processes that know of each other."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["coupled_adam.training", "torch._dynamo", "pytest"])
+    context = forks.context()
     meetings = tmp_path_factory.mktemp("meetings")
 
     def run(job, *arguments):
@@ -189,7 +188,7 @@ def test_a_run_that_is_killed_under_torchrun_goes_on(together, corpus, tmp_path)
     (tmp_path / "script.py").write_text(UNDER_TORCHRUN)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += map(str, [tmp_path / "script.py", corpus.folder, corpus.name, folder, pids])
-    paths = (Path(__file__).parent, Path(training.__file__).parents[2])
+    paths = (Path(__file__).parent, Path(forks.__file__).parent, Path(training.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
     with subprocess.Popen(command, env=environment) as torchrun:
         try:

@@ -21,6 +21,9 @@ from coupled_adam.text.windows import spaced_windows
 # lengths have the same classes. With 46 million tokens the rarest class occurs up to 45 times.
 FREQUENCY_BORDERS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
+_LEAST_DOCUMENTS, _PIECES = 8, 32
+_DISCOUNT = 0.75  # of a bigram's count
+
 _LOGITS_AT_ONCE = 1 << 27  # numbers; half a gigabyte in float32
 
 
@@ -78,6 +81,142 @@ def token_losses(model: GPT, corpus: Corpus, tokens: int) -> TokenLosses:
         counts += np.bincount(found, minlength=size)
         hidden_sum += hidden.double().sum(dim=(0, 1)).cpu()
     return TokenLosses(sums, counts, hidden_sum.numpy() / counts.sum())
+
+
+class WindowLosses(NamedTuple):
+    """What a model's predictions of some windows cost, one by one.
+
+    Attributes:
+        losses: in nats, float64, [windows, T].
+        targets: the tokens that were to be predicted, int64, [windows, T].
+        documents: the number of the document in which each window begins, int64, [windows].
+        predicted: predicted probabilities, added up over all positions, float64, [V].
+    """
+
+    losses: np.ndarray
+    targets: np.ndarray
+    documents: np.ndarray
+    predicted: np.ndarray
+
+    @property
+    def by_token(self) -> TokenLosses:
+        """The same, added up by target; without hidden states."""
+        size, targets = len(self.predicted), self.targets.ravel()
+        return TokenLosses(
+            np.bincount(targets, self.losses.ravel(), minlength=size),
+            np.bincount(targets, minlength=size),
+            np.zeros(0),
+        )
+
+
+def half_of_documents(
+    corpus: Corpus, half: int, length: int, about: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Windows of every second document of the validation text, as many from each, evenly spaced.
+
+    So one half can serve to choose a learning rate, and the other to report what it gave. Every
+    document has the same weight, or a single long one would decide. A window belongs to the
+    document in which it begins; where a document is short, all its windows are taken. Where the
+    validation text has fewer than eight documents, it is cut into 32 pieces of equal length that
+    stand for them.
+
+    Args:
+        corpus: the text.
+        half: 0 for the documents 0, 2, 4, ..., 1 for the others.
+        length: predictions T in a window.
+        about: about how many tokens are to be predicted, or as many as there are.
+
+    Returns:
+        Token ids, [windows, T + 1], int64, and the numbers of their documents, [windows], int64.
+
+    Raises:
+        RefusedError: if the half has no whole window.
+    """
+    text = corpus.validation
+    end = corpus.end_of_text
+    ends = np.flatnonzero(text == end) if end is not None else np.zeros(0, np.int64)
+    if len(ends) < _LEAST_DOCUMENTS:
+        ends = np.linspace(0, len(text), _PIECES + 1).astype(np.int64)[1:]
+    windows = spaced_windows(text, length, len(text))
+    starts = np.linspace(0, len(text) - length - 1, len(windows)).astype(np.int64)
+    documents = np.searchsorted(ends, starts)
+    numbers = [number for number in np.unique(documents) if number % 2 == half]
+    if not numbers:
+        raise RefusedError(
+            f"half {half} of the validation text of {corpus.name!r} has no window of {length} "
+            "tokens: use more text or a shorter context"
+        )
+    each = max(1, about // length // len(numbers))
+    mine = []
+    for number in numbers:
+        of_document = np.flatnonzero(documents == number)
+        count = min(each, len(of_document))
+        mine.append(of_document[np.linspace(0, len(of_document) - 1, count).astype(np.int64)])
+    chosen = np.concatenate(mine)
+    return windows[chosen], documents[chosen]
+
+
+@torch.no_grad()
+def window_losses(model: GPT, windows: np.ndarray, documents: np.ndarray) -> WindowLosses:
+    """Predict windows and keep every loss.
+
+    Args:
+        model: on any device.
+        windows: token ids, [windows, T + 1], each below the model's vocabulary size.
+        documents: the number of each window's document, [windows].
+
+    Returns:
+        The losses, in the order of the windows.
+    """
+    size, width = model.config.vocabulary_size, windows.shape[1] - 1
+    at_once = max(1, _LOGITS_AT_ONCE // 8 // (width * size))
+    losses, predicted = [], torch.zeros(size, dtype=torch.float64)
+    for some in np.array_split(windows, math.ceil(len(windows) / at_once)):
+        both = torch.from_numpy(some).to(model.embedding.device)
+        logits = model(both[:, :-1]).flatten(0, 1)
+        log_p = F.log_softmax(logits, dim=1)
+        targets = both[:, 1:].flatten()
+        losses.append(-log_p.gather(1, targets[:, None]).double().cpu().view(len(some), width))
+        predicted += log_p.exp_().sum(dim=0, dtype=torch.float64).cpu()
+    return WindowLosses(
+        torch.cat(losses).numpy(), windows[:, 1:], np.asarray(documents), predicted.numpy()
+    )
+
+
+def reference_losses(corpus: Corpus, windows: np.ndarray) -> dict[str, float]:
+    """The losses of a unigram and a smoothed bigram model of the training text, in nats.
+
+    The unigram adds one to every count. The bigram takes 0.75 from every pair's count and gives
+    what it takes to the unigram (absolute discounting; Ney, Essen and Kneser, 1994):
+
+        p(b | a) = max(c(a, b) - 0.75, 0) / c(a) + 0.75 N(a) / c(a) p(b),
+
+    with N(a) different tokens after a. A small GPT lies between the two if it has seen little text.
+
+    Args:
+        corpus: its training text is counted.
+        windows: token ids, [windows, T + 1]; all but the first of each are predicted.
+
+    Returns:
+        ``{"unigram": ..., "bigram": ...}``.
+    """
+    size = corpus.vocabulary_size
+    unigram = (corpus.counts + 1) / (corpus.counts.sum() + size)
+    train = np.asarray(corpus.train).astype(np.int64)
+    pairs, counts = np.unique(train[:-1] * size + train[1:], return_counts=True)
+    first = np.bincount(pairs // size, counts, minlength=size)
+    followers = np.bincount(pairs // size, minlength=size)
+    a, b = windows[:, :-1].ravel(), windows[:, 1:].ravel()
+    wanted = a * size + b
+    at = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
+    found = np.where(pairs[at] == wanted, counts[at], 0)
+    seen = np.maximum(first[a], 1)
+    bigram = np.maximum(found - _DISCOUNT, 0) / seen + _DISCOUNT * followers[a] / seen * unigram[b]
+    bigram = np.where(first[a] > 0, bigram, unigram[b])
+    return {
+        "unigram": float(-np.log(unigram[b]).mean()),
+        "bigram": float(-np.log(bigram).mean()),
+    }
 
 
 def loss_by_frequency(

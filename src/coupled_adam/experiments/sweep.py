@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,19 +16,19 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from coupled_adam.arms import ARMS, Arm, arm
+from coupled_adam.arms import ARMS, MAIN, Arm, arm
 from coupled_adam.errors import RefusedError
 from coupled_adam.files import InUseError, digest_of, write_json
 from coupled_adam.provenance import version
 from coupled_adam.text import Corpus
-from coupled_adam.training import DivergedError, TrainingConfig, train
-from coupled_adam.training.config import CHANGEABLE
+from coupled_adam.training import DivergedError, Run, TrainingConfig, train
 from coupled_adam.training.folder import read_all_rows
 
 DIVERGED_FILE = "diverged.json"
 _SECONDS_BETWEEN_LOOKS = 2.0  # at runs that another process is making
 
 Job = tuple[TrainingConfig, Corpus]
+Measure = Callable[[Run, Corpus], pd.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Outcome:
         diverged_at: the step at which it diverged, or None.
         embedding: final output embeddings, float32, [V, H]; None if it diverged.
         second_moment: as in ``training.Run.second_moment``; None if it diverged.
+        measured: what ``measure`` of ``run_sweep`` returned; None without one, or if it diverged.
     """
 
     config: TrainingConfig
@@ -50,6 +51,7 @@ class Outcome:
     diverged_at: int | None = None
     embedding: np.ndarray | None = field(default=None, repr=False)
     second_moment: np.ndarray | None = field(default=None, repr=False)
+    measured: pd.DataFrame | None = field(default=None, repr=False)
 
     @property
     def final(self) -> dict[str, float]:
@@ -95,8 +97,7 @@ def run_name(config: TrainingConfig, corpus: Corpus) -> str:
     Returns:
         Arm, seed and 16 hexadecimal digits, as in ``coupled-0-1f0c…``.
     """
-    decisive = {name: v for name, v in config.to_json().items() if name not in CHANGEABLE}
-    content = {"config": decisive, "corpus": corpus.fingerprint, "version": version()}
+    content = {"config": config.decisive(), "corpus": corpus.fingerprint, "version": version()}
     return f"{config.optimizer}-{config.seed}-{digest_of(content)[:16]}"
 
 
@@ -115,7 +116,7 @@ def compare(
     Args:
         config: the run; its optimizer and seed are replaced.
         corpus: text to train on.
-        optimizers: names of arms; all of ``arms.ARMS`` if not given.
+        optimizers: names of arms; those of ``arms.MAIN`` if not given.
         seeds: one run of each arm a seed.
         folder: see ``run_sweep``.
         workers: see ``run_sweep``.
@@ -127,7 +128,7 @@ def compare(
     Raises:
         RefusedError: if there is no arm, or an unknown one.
     """
-    names = list(ARMS) if optimizers is None else optimizers
+    names = list(MAIN) if optimizers is None else optimizers
     configs = [replace(config, optimizer=name, seed=seed) for seed in seeds for name in names]
     if not configs:
         raise RefusedError("nothing to compare: give at least one optimizer and one seed")
@@ -166,6 +167,7 @@ def run_sweep(
     jobs: Iterable[Job],
     folder: str | Path | None = None,
     *,
+    measure: Measure | None = None,
     workers: int | None = None,
     progress: bool = True,
 ) -> list[Outcome]:
@@ -183,6 +185,9 @@ def run_sweep(
     Args:
         jobs: configuration and corpus of each run.
         folder: where the run folders lie, made if needed; None keeps nothing.
+        measure: what else is to be known of a finished run; a function of a module, since other
+            processes call it. Its table is kept in the run folder under the function's name, so
+            a function that comes to measure something else needs another name.
         workers: processes at a time; as many as the cores, or as the cluster has, if not given.
         progress: show a progress bar.
 
@@ -202,7 +207,7 @@ def run_sweep(
     outcomes: dict[str, Outcome] = {}
     with tqdm(desc="runs", total=len(jobs), leave=False, disable=not progress) as bar:
         while waiting := [
-            joblib.delayed(_outcome)(job, name, place, arm(job[0].optimizer))
+            joblib.delayed(_outcome)(job, name, place, arm(job[0].optimizer), measure)
             for job, name in zip(jobs, names, strict=True)
             if name not in outcomes
         ]:
@@ -221,7 +226,9 @@ def run_sweep(
     return [outcomes[name] for name in names]
 
 
-def _outcome(job: Job, name: str, place: Path | None, chosen: Arm) -> Outcome | None:
+def _outcome(
+    job: Job, name: str, place: Path | None, chosen: Arm, measure: Measure | None
+) -> Outcome | None:
     """One run, found or made; None if another process is making it."""
     config, corpus = job
     ARMS.setdefault(chosen.name, chosen)  # one that was added where the sweep was started
@@ -232,6 +239,7 @@ def _outcome(job: Job, name: str, place: Path | None, chosen: Arm) -> Outcome | 
     try:
         with _one_thread():
             run = train(config, corpus, folder, progress=False)
+            measured = None if measure is None else _measured(measure, run, corpus)
     except InUseError:
         return None
     except DivergedError as error:
@@ -239,7 +247,18 @@ def _outcome(job: Job, name: str, place: Path | None, chosen: Arm) -> Outcome | 
             write_json(folder / DIVERGED_FILE, {"step": error.step, "what": error.what})
         return Outcome(config, name, pd.DataFrame(error.rows), error.step)
     weight = run.model.output_embedding.detach().numpy()
-    return Outcome(config, name, run.metrics, None, weight, run.second_moment)
+    return Outcome(config, name, run.metrics, None, weight, run.second_moment, measured)
+
+
+def _measured(measure: Measure, run: Run, corpus: Corpus) -> pd.DataFrame:
+    if run.folder is None:
+        return measure(run, corpus)
+    path = run.folder / f"{measure.__name__}.json"
+    if path.exists():
+        return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
+    table = measure(run, corpus)
+    write_json(path, json.loads(table.to_json(orient="records", double_precision=10)))
+    return table
 
 
 @contextmanager

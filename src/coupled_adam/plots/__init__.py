@@ -25,6 +25,12 @@ with needs("book"):
         summed_updates,
         typical_steps,
     )
+    from coupled_adam.plots.evidence import (
+        against_memory,
+        gains_by_setting,
+        tuning_curves,
+        within_memory,
+    )
     from coupled_adam.plots.frequency import (
         TokenTrace,
         fit_by_step,
@@ -55,6 +61,7 @@ with needs("book"):
 __all__ = [
     "TokenTrace",
     "after_a_kick",
+    "against_memory",
     "along_the_drift",
     "bowl_paths",
     "by_size",
@@ -68,6 +75,7 @@ __all__ = [
     "fit_by_step",
     "foretold",
     "from_the_side",
+    "gains_by_setting",
     "head_to_tail",
     "intervals",
     "learning_rates",
@@ -89,7 +97,9 @@ __all__ = [
     "summed_updates",
     "time_ratios",
     "token_traces",
+    "tuning_curves",
     "typical_steps",
     "walk",
+    "within_memory",
     "zipf",
 ]

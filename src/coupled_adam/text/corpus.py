@@ -119,6 +119,33 @@ class Corpus:
         name = f"{self.name}, first {tokens:,} tokens"
         return dataclasses.replace(self, name=name, train=self.train[:tokens])
 
+    def spread(self, tokens: int, piece: int = 1024) -> Corpus:
+        """Pieces of the training text, spaced evenly over it, with the whole validation text.
+
+        Unlike the beginning of the text, they come from all its documents, so that corpora of
+        several lengths differ in length only, and not in what they are about.
+
+        Args:
+            tokens: how many tokens to train on, from 1 to as many as there are.
+            piece: tokens in a piece, from 1; the last one may be shorter.
+
+        Returns:
+            A corpus of its own, with its own counts and fingerprint. Its tokens are in memory.
+
+        Raises:
+            TextError: if there are not so many, or a piece has no token.
+        """
+        if piece < 1:
+            raise TextError(f"a piece must have at least one token, not {piece!r}")
+        if self.part(tokens) is self:
+            return self
+        pieces = -(-tokens // piece)
+        starts = np.linspace(0, len(self.train) - piece, pieces).astype(np.int64)
+        places = np.minimum(starts[:, None] + np.arange(piece), len(self.train) - 1)
+        train = _read_only(self.train[places.ravel()[:tokens]])
+        name = f"{self.name}, {tokens:,} tokens spread over it"
+        return dataclasses.replace(self, name=name, train=train)
+
     def shuffled(self, seed: int) -> Corpus:
         """The same tokens in random order: counts without context.
 
@@ -189,6 +216,11 @@ class Corpus:
         text = bytes(_byte_of_symbol()[s] for s in symbols).decode("utf-8", "backslashreplace")
         text = text.translate({ord(" "): "␣", ord("\n"): "⏎", ord("\t"): "⇥"})
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+    @functools.cached_property
+    def end_of_text(self) -> int | None:
+        """The token between documents; None in a synthetic language, which has none."""
+        return self._tokenizer.token_to_id(END_OF_TEXT)
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:

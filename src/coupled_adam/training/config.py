@@ -22,7 +22,15 @@ CHANGEABLE = ("accumulation", "compiled")
 
 # Settings that came later, with a default that means what was done before: run folders and records
 # from before do not name them.
-_ADDED = ("accumulation", "precision", "compiled", "embedding_multiplier")
+_ADDED = (
+    "accumulation",
+    "precision",
+    "compiled",
+    "embedding_multiplier",
+    "embedding_betas",
+    "embedding_eps",
+    "embedding_weight_decay",
+)
 
 _AT_LEAST = {
     "steps": 1,
@@ -50,7 +58,12 @@ class TrainingConfig:
         batch_size: sequences in a step; a step sees batch_size x context tokens.
         learning_rate: the peak, reached after the warm-up.
         embedding_multiplier: the embeddings' learning rate as a multiple of ``learning_rate``;
-            None for the arm's own, which is 300 for "sgd" and 1 for Adam and Coupled Adam.
+            None for the arm's own, which is 300 for "sgd" and 1 for all others.
+        embedding_betas: the embeddings' own decay rates, each in [0, 1); None for the arm's own,
+            and where it has none, for ``betas``.
+        embedding_eps: the embeddings' own epsilon, at least 0; None likewise.
+        embedding_weight_decay: the embeddings' own, at least 0; None for the arm's own, and where
+            it has none, for 0.
         warmup_steps: steps of linear warm-up from 0.
         final_share: the cosine ends at this share of the peak, in [0, 1].
         betas: decay rates of Adam's moments, each in [0, 1).
@@ -74,6 +87,9 @@ class TrainingConfig:
     batch_size: int = 8
     learning_rate: float = 6e-4
     embedding_multiplier: float | None = None
+    embedding_betas: tuple[float, float] | None = None
+    embedding_eps: float | None = None
+    embedding_weight_decay: float | None = None
     warmup_steps: int = 100
     final_share: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
@@ -103,13 +119,24 @@ class TrainingConfig:
             value = getattr(self, name)
             if not (name == "embedding_multiplier" and value is None) and not 0 < value < math.inf:
                 self._refuse(name, "positive and finite")
-        for name in ("eps", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
+        for name in ("eps", "weight_decay", "embedding_eps", "embedding_weight_decay"):
+            value = getattr(self, name)
+            if not (name.startswith("embedding") and value is None) and not 0 <= value < math.inf:
                 self._refuse(name, "finite and at least 0")
         if not 0 <= self.final_share <= 1:
             self._refuse("final_share", "in [0, 1]")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            self._refuse("betas", "two numbers in [0, 1)")
+        for name in ("betas", "embedding_betas"):
+            betas = getattr(self, name)
+            if name == "embedding_betas" and betas is None:
+                continue
+            if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+                self._refuse(name, "two numbers in [0, 1)")
+        own = [name for name, value in self.embedding_settings.items() if value is not None]
+        if own and ARMS[self.optimizer].optimizer is not None:
+            raise RefusedError(
+                f"the embeddings of {self.optimizer!r} have an optimizer of their own, which takes "
+                f"no {', '.join(own)}: leave out TrainingConfig.embedding_{own[0]}"
+            )
         if self.batch_size % self.accumulation:
             raise RefusedError(
                 f"TrainingConfig.accumulation ({self.accumulation}) must divide batch_size "
@@ -128,6 +155,15 @@ class TrainingConfig:
         return self.learning_rate * (self.final_share + (1 - self.final_share) * cosine)
 
     @property
+    def embedding_settings(self) -> dict[str, Any]:
+        """What the embeddings' group is told beside the arm's own; None where nothing is set."""
+        return {
+            "betas": self.embedding_betas,
+            "eps": self.embedding_eps,
+            "weight_decay": self.embedding_weight_decay,
+        }
+
+    @property
     def step_tokens(self) -> int:
         """The tokens that one step sees, over all processes."""
         return self.batch_size * self.model.context
@@ -140,6 +176,19 @@ class TrainingConfig:
             if field.type == "float":  # 1 and 1.0 are one configuration, and get one name
                 values[field.name] = float(values[field.name])
         return values
+
+    def decisive(self) -> dict[str, Any]:
+        """What decides how the run goes, as a JSON object.
+
+        How it is computed is left out, and so are settings that came later and have their default:
+        or every new setting would give all finished runs of a sweep another name.
+        """
+        return {
+            name: value
+            for name, value in self.to_json().items()
+            if name not in CHANGEABLE
+            and not (name in _ADDED and value == getattr(type(self), name))
+        }
 
     @classmethod
     def from_json(
@@ -164,7 +213,9 @@ class TrainingConfig:
         _check_fields(GPTConfig, values["model"], f"{where}, model")
         try:
             model = GPTConfig(**values["model"])
-            return cls(**{**values, "model": model, "betas": tuple(values["betas"])})
+            for name in ("betas", "embedding_betas"):
+                values[name] = None if values[name] is None else tuple(values[name])
+            return cls(**{**values, "model": model})
         except (TypeError, ValueError) as error:  # a text where a number should be, for example
             raise RefusedError(f"{where}: {error}") from error
 

@@ -117,10 +117,12 @@ class Run:
 
         [V, H], or [H] if coupled; None if the embeddings were trained without one, as by SGD.
         """
+        weight = self.model.output_embedding
         for optimizer in self.optimizers:
-            state = optimizer.state.get(self.model.output_embedding, {})
+            state = optimizer.state.get(weight, {})
             if "exp_avg_sq" in state:
-                correction = 1 - self.config.betas[1] ** state["step"].item()
+                (group,) = (g for g in optimizer.param_groups if _holds(g["params"], weight))
+                correction = 1 - group["betas"][1] ** state["step"].item()
                 return (state["exp_avg_sq"].double() / correction).cpu().numpy()
         return None
 
@@ -287,6 +289,10 @@ def initial_embedding(config: TrainingConfig) -> Tensor:
         return GPT(config.model).output_embedding.detach()
 
 
+def _holds(parameters: list[Tensor], weight: Tensor) -> bool:
+    return any(parameter is weight for parameter in parameters)
+
+
 class _Trained(nn.Module):
     """The model as it is trained. A hook would not do: compiled code may pass it by."""
 
@@ -332,6 +338,7 @@ def _optimizers(model: GPT, config: TrainingConfig) -> list[torch.optim.Optimize
         eps=config.eps,
         weight_decay=config.weight_decay,
         multiplier=config.embedding_multiplier,
+        embedding=config.embedding_settings,
     )
 
 

@@ -1,0 +1,253 @@
+"""The sweeps of the book, declared, made by one command, and kept in ``data/evidence``.
+
+``python -m coupled_adam.experiments TEXT`` makes them; what is there is not made again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from coupled_adam import text
+from coupled_adam.errors import RefusedError
+from coupled_adam.experiments.evidence import (
+    REPORT_SEEDS,
+    TUNING_SEEDS,
+    Setting,
+    reference,
+    report,
+    same_arm,
+    setting,
+    tune,
+)
+from coupled_adam.experiments.records import RECORDS
+from coupled_adam.experiments.sweep import run_name
+from coupled_adam.files import read_text, write_json, write_whole
+from coupled_adam.provenance import environment
+from coupled_adam.text import Corpus
+from coupled_adam.training.folder import read_description
+
+FOLDER = RECORDS / "evidence"
+WIKIPEDIA, BOOKS = "wikipedia", "books"
+SAME_ARM = "same-arm"
+
+ADAM, MEMORY, EPSILON, COUPLED = "adamw", "adamw-memory", "adamw-epsilon", "coupled"
+PAIR, RIVALS = (ADAM, COUPLED), (ADAM, MEMORY, EPSILON, COUPLED)
+# Where the grids begin: a scout of 96 runs with one seed at 0.1 million tokens, base rates from
+# 5e-4 to 4e-3, found each arm's optimum here. They extend by themselves.
+GRIDS = {ADAM: (8.0, 16.0, 32.0), MEMORY: (8.0, 16.0, 32.0), EPSILON: (16.0, 32.0, 64.0)}
+GRIDS[COUPLED] = (4.0, 8.0, 16.0)
+_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Point:
+    """A setting of a sweep, as it is declared.
+
+    Attributes:
+        name: of the setting.
+        source: "wikipedia", or "books" for the text that is given.
+        tokens: of the training text, spread over it; a run reads as many.
+        vocabulary: tokens of the vocabulary.
+        arms: that are compared.
+        around: name of an earlier point, whose winners' neighbours are the first grid; "" for
+            ``GRIDS``.
+        tuning_seeds: see ``evidence.tune``.
+        report_seeds: see ``evidence.report``.
+        common: the common multiplier, or None.
+        shuffled: arms that are trained on the shuffled twin of the text too, at the multipliers
+            that won on the text itself.
+        changes: fields of ``TrainingConfig``.
+    """
+
+    name: str
+    source: str
+    tokens: int
+    vocabulary: int = 4096
+    arms: tuple[str, ...] = PAIR
+    around: str = ""
+    tuning_seeds: tuple[int, ...] = TUNING_SEEDS[:1]
+    report_seeds: tuple[int, ...] = REPORT_SEEDS[:3]
+    common: float | None = None
+    shuffled: tuple[str, ...] = ()
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+_TENTH = 102_400
+POINTS = (
+    Point("0.1M", BOOKS, _TENTH, arms=RIVALS, tuning_seeds=TUNING_SEEDS,
+          report_seeds=REPORT_SEEDS, common=1.0, shuffled=RIVALS),
+    Point("0.4M", BOOKS, 4 * _TENTH, arms=RIVALS, around="0.1M", tuning_seeds=TUNING_SEEDS,
+          report_seeds=REPORT_SEEDS, shuffled=(ADAM, EPSILON, COUPLED)),
+    *(Point(f"beta2 {beta2}", BOOKS, _TENTH, changes={"embedding_betas": (0.9, beta2)})
+      for beta2 in (0.99, 0.9999, 0.9, 0.999)),
+    *(Point(f"batch {batch}", BOOKS, _TENTH, changes={"batch_size": batch}) for batch in (1, 16)),
+    Point("wikipedia", WIKIPEDIA, _TENTH, arms=RIVALS, tuning_seeds=TUNING_SEEDS,
+          report_seeds=REPORT_SEEDS),
+    Point("vocabulary 1024", WIKIPEDIA, _TENTH, 1024),
+    Point("1.6M", BOOKS, 16 * _TENTH, arms=(ADAM, EPSILON, COUPLED), around="0.4M",
+          changes={"precision": "bfloat16"}),
+    Point("vocabulary 16384", WIKIPEDIA, _TENTH, 16_384),
+)  # fmt: skip
+
+
+def make(
+    point: Point,
+    books: str | Path | None,
+    runs: str | Path,
+    out: str | Path = FOLDER,
+    **options: Any,
+) -> pd.DataFrame:
+    """Make one setting of the sweeps, or find what is there of it, and record it.
+
+    Args:
+        point: of ``POINTS``. One that is ``around`` another needs that one's record in ``out``.
+        books: the text "books", a file or folder; None will do for points on Wikipedia.
+        runs: folder of the run folders.
+        out: folder of the records: the table as ``NAME.csv``, and ``NAME.json`` with the text,
+            every session's environment and the seconds of the runs.
+        options: ``workers`` of ``run_sweep``.
+
+    Returns:
+        The table, one row a run, as from ``evidence.rows_of``.
+
+    Raises:
+        RefusedError: if the text is needed and not given, or the point that this one is around has
+            no record yet.
+        OSError: if a folder cannot be written.
+    """
+    where = setting_of(point, books)
+    grids = {name: GRIDS[name] for name in point.arms}
+    if point.around:
+        best_there = winners(read(point.around, out))
+        grids = {
+            name: (best_there[name] / 2, best_there[name], best_there[name] * 2)
+            for name in point.arms
+        }
+    best, tuning = tune(
+        where, point.arms, runs, multipliers=grids, seeds=point.tuning_seeds, **options
+    )
+    tables = [
+        tuning,
+        report(where, best, runs, seeds=point.report_seeds, common=point.common, **options),
+    ]
+    if point.shuffled:
+        twin = replace(where, corpus=where.corpus.shuffled(0))
+        of_twin = {name: best[name] for name in point.shuffled}
+        tables.append(
+            report(twin, of_twin, runs, seeds=point.report_seeds, common=None, stage="shuffled",
+                   **options)
+        )  # fmt: skip
+    table = pd.concat(tables, ignore_index=True)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    content = table.to_csv(index=False, float_format=f"%.{_DIGITS}g")
+    write_whole(out / f"{_stem(point.name)}.csv", content.encode())
+    write_json(out / f"{_stem(point.name)}.json", _provenance(where, table, Path(runs)))
+    return read(point.name, out)
+
+
+def make_same_arm(runs: str | Path, out: str | Path = FOLDER, **options: Any) -> pd.DataFrame:
+    """Twenty comparisons of Adam with itself, 20 steps a run, and their record ``same-arm.csv``.
+
+    Args:
+        runs: folder of the run folders.
+        out: folder of the records.
+        options: ``workers`` of ``run_sweep``.
+
+    Returns:
+        The table of ``evidence.same_arm``.
+
+    Raises:
+        OSError: if a folder cannot be written.
+    """
+    corpus = text.wikipedia_sample().spread(_TENTH)
+    table = same_arm(setting(SAME_ARM, corpus, steps=20), ADAM, runs, **options)
+    content = table.to_csv(index=False, float_format=f"%.{_DIGITS}g")
+    Path(out).mkdir(parents=True, exist_ok=True)
+    write_whole(Path(out) / f"{SAME_ARM}.csv", content.encode())
+    return table
+
+
+def setting_of(point: Point, books: str | Path | None) -> Setting:
+    """The setting that a point declares; arguments and errors as for ``make``."""
+    if point.source == WIKIPEDIA:
+        corpus: Corpus = text.wikipedia_sample(point.vocabulary)
+    elif books is None:
+        raise RefusedError(f"{point.name} needs the text of books: give a file or folder")
+    else:
+        corpus = text.load(books, point.vocabulary)
+    return setting(point.name, corpus.spread(point.tokens), **point.changes)
+
+
+def read(name: str, folder: str | Path = FOLDER) -> pd.DataFrame:
+    """The recorded table of a setting, one row a run.
+
+    Raises:
+        RefusedError: if it is not recorded; the message lists the settings that are.
+    """
+    path = Path(folder) / f"{_stem(name)}.csv"
+    if not path.exists():
+        there = [
+            point.name for point in POINTS if (Path(folder) / f"{_stem(point.name)}.csv").exists()
+        ]
+        raise RefusedError(f"there is no record of {name!r}; recorded are: {', '.join(there)}")
+    return pd.read_csv(StringIO(read_text(path)))
+
+
+def provenance(name: str, folder: str | Path = FOLDER) -> dict[str, Any]:
+    """What the recorded table of a setting depends on; see ``data/README.md``."""
+    return json.loads(read_text(Path(folder) / f"{_stem(name)}.json"))
+
+
+def winners(table: pd.DataFrame) -> dict[str, float]:
+    """The multiplier of each arm that won the tuning of a setting."""
+    tuning = table[table["stage"] == "tuning"]
+    mean = tuning.groupby(["optimizer", "multiplier"])["loss/tuning"].mean()
+    return {str(name): float(part.idxmin()[1]) for name, part in mean.groupby("optimizer")}
+
+
+def _stem(name: str) -> str:
+    return name.replace(" ", "-")
+
+
+def _provenance(where: Setting, table: pd.DataFrame, runs: Path) -> dict[str, Any]:
+    seconds, sessions = 0.0, {}
+    for stage, corpus in (("", where.corpus), ("shuffled", where.corpus.shuffled(0))):
+        for row in table.itertuples(index=False):
+            if (row.stage == "shuffled") != (stage == "shuffled"):
+                continue
+            config = replace(
+                where.config,
+                optimizer=row.optimizer,
+                embedding_multiplier=row.multiplier,
+                seed=row.seed,
+            )
+            folder = runs / run_name(config, corpus)
+            for session in read_description(folder)["sessions"]:
+                started = session.pop("started")
+                session.pop("first_step", None)
+                sessions[json.dumps(session, sort_keys=True)] = session
+            last = max(path.stat().st_mtime for path in folder.iterdir())
+            seconds += last - pd.Timestamp(started).timestamp()
+    return {
+        "kind": "evidence",
+        "text": {
+            "name": where.corpus.name,
+            "fingerprint": where.corpus.fingerprint,
+            "training_tokens": len(where.corpus.train),
+            "validation_tokens": len(where.corpus.validation),
+        },
+        "config": where.config.to_json(),
+        "reference": reference(where),
+        "runs": len(table),
+        "seconds": round(seconds),
+        "sessions": list(sessions.values()),
+        "recorded": environment(),
+    }

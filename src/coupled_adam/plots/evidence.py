@@ -1,0 +1,134 @@
+"""Pictures of chapter 10: each arm at its own best learning rate, over settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from coupled_adam import palette
+from coupled_adam.palette import NEUTRAL
+from coupled_adam.plots.seeds import check_seeds, mean_and_seeds
+from coupled_adam.plots.style import look, panels, told_apart
+
+
+def tuning_curves(tables: Mapping[str, pd.DataFrame], column: str = "loss/tuning") -> Figure:
+    """The loss against the embeddings' learning rate, one line an arm, one panel a setting.
+
+    Args:
+        tables: by the title of the panel; columns stage, optimizer, multiplier, seed and
+            ``column``, as from ``experiments.evidence``. Rows of the stage "tuning" are drawn:
+            seeds as dots, their mean as a line with a ring around its least value.
+        column: the measure, in nats.
+
+    Returns:
+        The figure.
+
+    Raises:
+        RefusedError: for an arm that does not exist.
+    """
+    with panels(len(tables), width=4.4 * len(tables), height=3.8) as (figure, axes):
+        for ax, (title, table) in zip(axes, tables.items(), strict=True):
+            tuning = table[table["stage"] == "tuning"]
+            for name in palette.in_order(tuning["optimizer"]):
+                style = look(name)
+                part = tuning[tuning["optimizer"] == name]
+                mean = part.groupby("multiplier")[column].mean()
+                ax.plot(part["multiplier"], part[column], ".", color=style["color"], alpha=0.5)
+                ax.plot(mean.index, mean, **style, markersize=5)
+                ring: dict[str, Any] = {
+                    "markersize": 13,
+                    "fillstyle": "none",
+                    "markeredgewidth": 1.5,
+                }
+                ax.plot(mean.idxmin(), mean.min(), "o", color=style["color"], **ring)
+            ax.set(xscale="log", title=title, xlabel="multiplier of the embeddings' rate")
+            ticks = sorted(tuning["multiplier"].unique())
+            ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            ax.minorticks_off()
+        axes[0].set_ylabel("loss of the tuning half (nats)")
+        axes[0].legend(fontsize=10)
+    return figure
+
+
+def gains_by_setting(table: pd.DataFrame, settings: Sequence[str], label: str) -> Figure:
+    """How much lower each arm's loss is than Adam's: every pair of seeds, mean and interval.
+
+    Args:
+        table: columns optimizer, setting, seed, gain (nats, positive if the loss is lower). At
+            least two seeds of each arm and setting.
+        settings: in the order of the horizontal axis.
+        label: of that axis.
+
+    Returns:
+        The figure.
+
+    Raises:
+        RefusedError: for an arm that does not exist.
+        ValueError: if a mean would be that of one seed, or a value is infinite.
+    """
+    check_seeds(table, ["optimizer", "setting"], "gain")
+    with panels(width=1.9 + 1.7 * len(settings), height=3.8) as (figure, (ax,)):
+        ax.axhline(0, color=NEUTRAL, linewidth=1.2)
+        for name in palette.in_order(table["optimizer"]):
+            mean_and_seeds(ax, table, name, "setting", "gain", order=list(settings))
+        ax.set(xlabel=label, ylabel="gain (nats)")
+        ax.legend(fontsize=10)
+    return figure
+
+
+def against_memory(table: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
+    """Runs against the share of the vocabulary that is rare within Adam's memory.
+
+    Args:
+        table: one row a run: columns optimizer, rare_share (in [0, 1]), varied (what was varied,
+            which gives the marker's filling) and the measures.
+        measures: columns to draw, one panel each, with the label of its axis.
+
+    Returns:
+        The figure.
+
+    Raises:
+        RefusedError: for an arm that does not exist.
+        ValueError: if more than four things were varied.
+    """
+    kinds = {kind: kind for kind in table["varied"]}
+    fillings = told_apart(kinds, ["full", "none", "left", "top"])
+    with panels(len(measures), width=4.6 * len(measures), height=4.0) as (figure, axes):
+        for ax, (measure, label) in zip(axes, measures.items(), strict=True):
+            for name in palette.in_order(table["optimizer"]):
+                for kind, _, filling in fillings:
+                    part = table[(table["optimizer"] == name) & (table["varied"] == kind)]
+                    style = look(name) | {"label": f"{palette.label(name)}, {kind}"}
+                    ax.plot(
+                        part["rare_share"], part[measure], linestyle="none", markersize=7,
+                        fillstyle=filling, **style,
+                    )  # fmt: skip
+            ax.set(xlabel="share of the vocabulary with $n_i < 1$", ylabel=label)
+        axes[0].legend(fontsize=9)
+    return figure
+
+
+def within_memory(occurrences: np.ndarray) -> Figure:
+    """How often each token occurs within the memory of Adam's second moment.
+
+    Args:
+        occurrences: n of each token, [V], at least 0; zeros are left out of the picture.
+
+    Returns:
+        The figure: tokens by rank, with a line at one occurrence.
+    """
+    ranked = np.sort(occurrences)[::-1]
+    seen = ranked[ranked > 0]
+    with panels(height=3.4) as (figure, (ax,)):
+        ax.plot(np.arange(1, len(seen) + 1), seen, color=palette.colour("adamw"), linewidth=2)
+        ax.axhline(1, color=NEUTRAL, linestyle="--", linewidth=1.2)
+        ax.fill_between([1, len(ranked)], 1e-3, 1, color=NEUTRAL, alpha=0.12, linewidth=0)
+        ax.set(
+            xscale="log", yscale="log", ylim=(1e-3, 1e6), xlim=(1, len(ranked)),
+            xlabel="rank of the token", ylabel="occurrences $n_i$ in memory",
+        )  # fmt: skip
+    return figure

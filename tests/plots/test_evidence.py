@@ -1,0 +1,50 @@
+"""Pictures of chapter 10."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from coupled_adam import plots
+
+
+def tuning(losses):
+    rows = [
+        {"stage": stage, "optimizer": "coupled", "multiplier": m, "seed": s, "loss/tuning": loss}
+        for m, loss in losses.items()
+        for s in (0, 1)
+        for stage in ("tuning", "report")
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_ring_is_around_the_best_multiplier():
+    figure = plots.tuning_curves({"a": tuning({1.0: 3.0, 2.0: 2.5, 4.0: 2.7})})
+    ring = figure.axes[0].lines[-1]
+    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (2.0, 2.5)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "2", "4"]
+    dots = figure.axes[0].lines[0]
+    assert len(dots.get_xdata()) == 6  # the tuning runs, and not those of the report
+
+
+def test_gains_without_pairs_are_refused():
+    one = pd.DataFrame([{"optimizer": "coupled", "setting": "a", "seed": 0, "gain": 0.1}])
+    with pytest.raises(ValueError, match="at least two values"):
+        plots.gains_by_setting(one, ["a"], "text")
+
+
+def test_memory_is_drawn_by_what_was_varied_and_no_fifth_kind_is_left_out():
+    rows = [
+        {"optimizer": "adamw", "rare_share": 0.1 * k, "varied": str(k % 5), "norm": k}
+        for k in range(5)
+    ]
+    figure = plots.against_memory(pd.DataFrame(rows[:4]), {"norm": "norm"})
+    assert [line.get_xdata()[0] for line in figure.axes[0].lines] == pytest.approx(
+        [0, 0.1, 0.2, 0.3]
+    )
+    with pytest.raises(ValueError, match="at most 4 series"):
+        plots.against_memory(pd.DataFrame(rows), {"norm": "norm"})
+
+
+def test_occurrences_are_ranked():
+    figure = plots.within_memory(np.array([0.0, 5.0, 0.5, 100.0]))
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [100.0, 5.0, 0.5]
