@@ -28,7 +28,7 @@ from torch import Tensor
 from coupled_adam.errors import RefusedError
 from coupled_adam.evaluation.resampling import correlation_of_pairs, mean_of
 from coupled_adam.evaluation.table import TF_IDF, Measure, not_taken, too_few
-from coupled_adam.evaluation.usage import chance_reciprocal_rank, end_of_text, reciprocal_ranks
+from coupled_adam.evaluation.usage import chance_reciprocal_rank, reciprocal_ranks
 from coupled_adam.evaluation.words import gensim_file
 from coupled_adam.files import read_text
 from coupled_adam.text import Corpus, TextError
@@ -263,7 +263,7 @@ def retrieval(vectors: Mapping[str, Tensor], corpus: Corpus) -> list[Measure]:
     documents = [
         document
         for part in (corpus.train, corpus.validation)
-        for document in _documents(part, end_of_text(corpus))
+        for document in _documents(part, corpus.end_of_text)
     ]
     n = len(documents)
     if n < _LEAST_DOCUMENTS:
@@ -283,12 +283,14 @@ def retrieval(vectors: Mapping[str, Tensor], corpus: Corpus) -> list[Measure]:
     return rows
 
 
-def _documents(tokens: np.ndarray, end: int) -> list[np.ndarray]:
-    """The documents of a part of a text that are long enough; none if nothing separates them."""
+def _documents(tokens: np.ndarray, end: int | None) -> list[np.ndarray]:
+    """The documents of a part of a text that are long enough; none in a synthetic language."""
+    if end is None:
+        return []
     borders = np.flatnonzero(tokens == end)
     starts = np.concatenate([[0], borders + 1])
     places = zip(starts, [*borders, len(tokens)], strict=True)
-    return [tokens[a:b] for a, b in places if b - a >= 2 * _LEAST_HALF] if len(borders) else []
+    return [tokens[a:b] for a, b in places if b - a >= 2 * _LEAST_HALF]
 
 
 def classification(
@@ -335,9 +337,7 @@ def classification(
             probe = make_pipeline(StandardScaler(), probe)
         right = cross_val_predict(probe, points, labels, cv=folds) == labels
         found = mean_of(right.astype(float))
-        rows.append(
-            Measure("classification", name, variant, *found, len(labels), chance, note)
-        )
+        rows.append(Measure("classification", name, variant, *found, len(labels), chance, note))
     return rows
 
 

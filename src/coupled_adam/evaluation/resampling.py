@@ -7,6 +7,7 @@ that the intervals of two runs on the same sample come from the same draws.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,11 @@ _COVERED = (2.5, 97.5)  # percent
 
 
 class Estimate(NamedTuple):
-    """A value with its 95 % interval over what was sampled."""
+    """A value with its 95 % interval over what was sampled.
+
+    Where everything that was sampled is equal, say where no question was answered, the bootstrap
+    knows no spread and would be certain: there the bounds are NaN.
+    """
 
     value: float
     low: float
@@ -29,8 +34,19 @@ def mean_of(scores: np.ndarray) -> Estimate:
     Args:
         scores: one a document, query or pair, [n], n >= 1.
     """
-    drawn = _weights(len(scores)) @ np.asarray(scores, float) / len(scores)
-    return _estimate(float(np.mean(scores)), drawn)
+    return ratio_of(scores, np.ones(len(scores)))
+
+
+def ratio_of(sums: np.ndarray, counts: np.ndarray) -> Estimate:
+    """The mean of what was sampled in clusters, such as losses of tokens in documents.
+
+    Args:
+        sums: added up in each cluster, [n], n >= 1.
+        counts: how many there were, each above 0, [n].
+    """
+    weights = _weights(len(counts))
+    drawn = (weights @ sums) / (weights @ counts)
+    return _estimate(float(np.sum(sums) / np.sum(counts)), drawn)
 
 
 def correlation_of(x: np.ndarray, y: np.ndarray) -> Estimate:
@@ -97,5 +113,8 @@ def _first(values: np.ndarray) -> Estimate:
 
 
 def _estimate(value: float, drawn: np.ndarray) -> Estimate:
-    low, high = np.nanpercentile(drawn, _COVERED)
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn) or np.ptp(drawn) == 0:
+        return Estimate(value, math.nan, math.nan)
+    low, high = np.percentile(drawn, _COVERED)
     return Estimate(value, float(low), float(high))

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from coupled_adam import geometry
 from coupled_adam.errors import RefusedError
-from coupled_adam.evaluation.calibration import calibration_rows, predicted_shares
 from coupled_adam.evaluation.downstream import (
     LabelledTexts,
     classification,
@@ -30,18 +29,12 @@ from coupled_adam.evaluation.downstream import (
     text_similarity,
 )
 from coupled_adam.evaluation.drift import Drift, measure_drift
-from coupled_adam.evaluation.losses import TokenLosses, loss_by_frequency, token_losses
+from coupled_adam.evaluation.losses import loss_by_frequency, token_losses
+from coupled_adam.evaluation.predictions import prediction_rows
 from coupled_adam.evaluation.shape import second_moment, second_moment_rows, shape_rows
 from coupled_adam.evaluation.stability import stability_rows
-from coupled_adam.evaluation.table import (
-    TRAINED,
-    UNIGRAM,
-    UNTRAINED,
-    Measure,
-    long_table,
-    not_taken,
-)
-from coupled_adam.evaluation.usage import class_name, ppmi_agreement, spelling_variants
+from coupled_adam.evaluation.table import TRAINED, Measure, long_table, not_taken
+from coupled_adam.evaluation.usage import ppmi_agreement, spelling_variants
 from coupled_adam.evaluation.variants import variants
 from coupled_adam.evaluation.words import (
     ANALOGIES,
@@ -145,11 +138,10 @@ def evaluate(
     moment = second_moment(folder)
     table = long_table(
         [
-            *_loss_rows(losses, by_frequency, corpus, run.metrics),
-            *calibration_rows(predicted_shares(model, corpus, tokens), corpus.frequencies),
+            *prediction_rows(model, corpus, tokens, run.metrics),
             *shape_rows(vectors, corpus.counts),
             *second_moment_rows(None if moment is None else moment[: corpus.vocabulary_size]),
-            *_drift_rows(drift),
+            *_drift_rows(drift, corpus.vocabulary_size),
             *ppmi_agreement(vectors, corpus),
             *spelling_variants(vectors, corpus),
             *similarity_rows(vectors, corpus, files),
@@ -163,42 +155,20 @@ def evaluate(
     return Evaluation(run, row, by_frequency, similarity, drift, table)
 
 
-def _loss_rows(
-    losses: TokenLosses, by_frequency: pd.DataFrame, corpus: Corpus, metrics: pd.DataFrame
-) -> Iterator[Measure]:
-    """The loss beside what guessing, the untrained model and the counts of the text cost."""
-    n, chance = int(losses.counts.sum()), math.log(corpus.vocabulary_size)
-    unknown = "the losses are kept by token, not by document: no interval"
-    yield Measure("loss", "all", TRAINED, losses.mean, n=n, chance=chance, note=unknown)
-    start = metrics.loc[metrics["step"] == 0, "validation_loss"]
-    if len(start):
-        note = "on the validation tokens of the training"
-        yield Measure("loss", "all", UNTRAINED, float(start.iloc[0]), chance=chance, note=note)
-    # One added to every count: a token that the training text lacks would cost infinitely much.
-    smoothed = (corpus.counts + 1) / (corpus.counts.sum() + corpus.vocabulary_size)
-    cost = float(-(losses.counts * np.log(smoothed)).sum() / n)
-    yield Measure("loss", "all", UNIGRAM, cost, n=n, chance=chance)
-    for low, high, found, loss in by_frequency[["from", "to", "tokens", "loss"]].itertuples(
-        index=False
-    ):
-        name = class_name(low, high)
-        if math.isnan(loss):
-            yield not_taken("loss", name, "no token of this class was to be predicted")
-        else:
-            yield Measure("loss", name, TRAINED, loss, n=found, chance=chance, note=unknown)
-
-
-def _drift_rows(drift: Drift | None) -> Iterator[Measure]:
-    names = ("drift_distance", "drift_against_hidden")
+def _drift_rows(drift: Drift | None, n: int) -> list[Measure]:
+    """How the mean embedding has moved, as rows; ``n`` is the number of tokens."""
+    names = ("drift_distance", "drift_against_hidden", "drift_share")
     if drift is None:
         why = "the mean has not moved, or this torch draws other initial weights than the run's"
-        yield from (not_taken(name, "", why) for name in (*names, "drift_share"))
-        return
-    yield Measure(names[0], "", TRAINED, drift.distance)
-    yield Measure(names[1], "", TRAINED, drift.against_hidden, chance=0)
+        return [not_taken(name, "", why) for name in names]
+    rows = [
+        Measure(names[0], "", TRAINED, drift.distance, n=n),
+        Measure(names[1], "", TRAINED, drift.against_hidden, n=n, chance=0),
+    ]
     for number, share in enumerate(drift.shares, start=1):
-        quarter = f"quarter {number} of the vocabulary, from rare to frequent"
-        yield Measure("drift_share", quarter, TRAINED, share)
+        quarter = f"quarter {number}, from rare to frequent"
+        rows.append(Measure(names[2], quarter, TRAINED, share, n=n // 4))
+    return rows
 
 
 def _analogy_rows(

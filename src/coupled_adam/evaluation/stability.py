@@ -53,8 +53,9 @@ def stability_rows(metrics: pd.DataFrame, gradient_clip: float) -> list[Measure]
 def spikes(values: np.ndarray) -> np.ndarray:
     """Which values stand out above those before them.
 
-    OLMo's measure (arXiv 2501.00656): at least seven standard deviations above the mean of up to
-    1,000 values before, of which there must be 20; one-sided, since a fall is no spike.
+    After the spike score of OLMo 2 (arXiv 2501.00656): at least seven standard deviations above
+    the mean of up to 1,000 values before, of which there must be 20; one-sided here, since a fall
+    is no spike.
 
     Args:
         values: one a step, in order, [n].

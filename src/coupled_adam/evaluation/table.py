@@ -10,7 +10,7 @@ import pandas as pd
 
 # What a measure was taken of: the vectors of the run, or what they stand beside.
 TRAINED, UNTRAINED, CENTRED, TOP_REMOVED = "trained", "untrained", "centred", "all-but-the-top"
-TF_IDF, UNIGRAM = "tf-idf", "unigram"
+TF_IDF, UNIGRAM, BIGRAM = "tf-idf", "unigram", "bigram"
 
 
 class Measure(NamedTuple):
@@ -22,11 +22,11 @@ class Measure(NamedTuple):
             one possibility.
         variant: of what: ``trained``, the vectors or the model of the run; the baseline
             ``untrained``, where it began; ``centred`` and ``all-but-the-top``, the trained vectors
-            after these repairs; ``tf-idf``, of texts without any vectors; ``unigram``, the counts
-            of the training text.
+            after these repairs; ``tf-idf``, of texts without any vectors; ``unigram`` and
+            ``bigram``, the counts of the training text.
         value: the measure, in its own unit; NaN if it could not be taken, and ``note`` says why.
         low: lower end of the 95 % interval over what was sampled (documents, queries, pairs; not
-            seeds, of which a run has one); NaN where nothing was sampled.
+            seeds, of which a run has one); NaN where nothing was sampled, or all of it is equal.
         high: its upper end.
         n: how much was sampled, or how much there was if that was too little.
         chance: what the measure gives on average to who knows nothing; NaN if that says nothing.
@@ -55,6 +55,11 @@ def not_taken(measure: str, set: str, note: str, n: int = 0, variant: str = TRAI
         variant: of what.
     """
     return Measure(measure, set, variant, math.nan, n=n, note=note)
+
+
+def class_name(low: float, high: float) -> str:
+    """What the table calls a class of token frequencies."""
+    return f"{low:g} to {high:g}"
 
 
 def too_few(found: int, needed: int, what: str) -> str:

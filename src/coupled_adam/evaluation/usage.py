@@ -1,8 +1,8 @@
 """Do the vectors say how tokens are used? Measures that need nothing but the text of the run.
 
 ``ppmi_agreement`` compares cosines with those of the co-occurrences that were counted in the text;
-``spelling_variants`` asks whether ``the`` finds ``␣The``. Both are taken on thousands of tokens, and
-so tell two arms apart where a few dozen word pairs with human scores do not.
+``spelling_variants`` asks whether ``the`` finds ``␣The``. Both are taken on hundreds of tokens,
+and so tell two arms apart where a few dozen word pairs with human scores do not.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from torch import Tensor
 
 from coupled_adam.evaluation.losses import FREQUENCY_BORDERS
 from coupled_adam.evaluation.resampling import correlation_of_pairs, mean_of
-from coupled_adam.evaluation.table import Measure, not_taken, too_few
+from coupled_adam.evaluation.table import Measure, class_name, not_taken, too_few
 from coupled_adam.evaluation.variants import directions
 from coupled_adam.text import Corpus
-from coupled_adam.text.corpus import END_OF_TEXT
 from coupled_adam.text.windows import spaced_windows
 
 WINDOW = 5  # tokens to either side; the usual one for co-occurrences
@@ -48,7 +47,7 @@ def cooccurrences(corpus: Corpus, window: int = WINDOW) -> sparse.csr_matrix:
     size = corpus.vocabulary_size
     length = min(_PIECE, len(corpus.train) - 1)
     pieces = spaced_windows(corpus.train, length, _COUNTED)
-    end = end_of_text(corpus)
+    end = -1 if corpus.end_of_text is None else corpus.end_of_text
     document = np.cumsum(pieces == end, axis=1)
     counts = sparse.csr_matrix((size, size))
     for distance in range(1, min(window, length) + 1):
@@ -123,23 +122,12 @@ def _classes(corpus: Corpus, known: np.ndarray) -> Iterator[tuple[str, np.ndarra
         yield class_name(low, high), known[number == k]
 
 
-def class_name(low: float, high: float) -> str:
-    """What the table calls a class of token frequencies."""
-    return f"{low:g} to {high:g}"
-
-
 def _ranks(values: np.ndarray) -> np.ndarray:
     """The ranks of a symmetric matrix's values off the diagonal, in its shape."""
     above = np.triu_indices(len(values), 1)
     ranks = np.zeros_like(values)
     ranks[above] = stats.rankdata(values[above])
     return ranks + ranks.T
-
-
-def end_of_text(corpus: Corpus) -> int:
-    """The token that ends a document, or -1 where there is none, as in a synthetic language."""
-    # The tokeniser puts it first, and no other token is spelt as it is.
-    return 0 if corpus.token_text(0) == END_OF_TEXT else -1
 
 
 def spelling_variants(vectors: Mapping[str, Tensor], corpus: Corpus) -> list[Measure]:
@@ -159,7 +147,7 @@ def spelling_variants(vectors: Mapping[str, Tensor], corpus: Corpus) -> list[Mea
         Rows of ``spelling_variants``, in (0, 1]; ``n`` is the number of queries.
     """
     occurring = np.flatnonzero(corpus.counts > 0)
-    families = np.array([_word(corpus.token_text(token)) for token in occurring])
+    families = np.array([_word(corpus.token_text(token)) for token in occurring.tolist()])
     members = defaultdict(list)
     for place, family in enumerate(families):
         if family:
@@ -172,7 +160,8 @@ def spelling_variants(vectors: Mapping[str, Tensor], corpus: Corpus) -> list[Mea
     queries = np.sort(np.random.default_rng(0).permutation(queries)[:_QUERIES])
     right = families[queries][:, None] == families[None, :]
     right[np.arange(len(queries)), queries] = False
-    chance = np.mean([chance_reciprocal_rank(len(occurring) - 1, k) for k in right.sum(axis=1)])
+    known = [chance_reciprocal_rank(len(occurring) - 1, k) for k in right.sum(axis=1)]
+    chance = float(np.mean(known))
     measured = []
     for variant, vector in vectors.items():
         unit = directions(vector[torch.from_numpy(occurring)])

@@ -203,9 +203,7 @@ def similarity_rows(
                 rows.append(not_taken("word_similarity", name, note, len(scores), variant))
                 continue
             found = correlation_of(cosines, scores)
-            rows.append(
-                Measure("word_similarity", name, variant, *found, n=len(scores), chance=0)
-            )
+            rows.append(Measure("word_similarity", name, variant, *found, n=len(scores), chance=0))
     return rows
 
 
@@ -240,9 +238,7 @@ def read_analogies(path: str | Path) -> pd.DataFrame:
     return pd.DataFrame(questions, columns=["section", "a", "b", "c", "d"])
 
 
-def analogy_rows(
-    vectors: Mapping[str, Tensor], corpus: Corpus, path: str | Path
-) -> list[Measure]:
+def analogy_rows(vectors: Mapping[str, Tensor], corpus: Corpus, path: str | Path) -> list[Measure]:
     """Analogies: how near d is to b - a + c, of unit vectors (Mikolov et al., 2013).
 
     All tokens that occur in the text are candidates, but for a, b and c. A question counts if its
