@@ -158,6 +158,24 @@ def test_a_shift_that_all_share_solves_every_analogy(spelt, questions):
     assert guessed.value < 0.1 and 0 < guessed.chance < 0.05
 
 
+def test_analogies_one_by_one(spelt, questions):
+    vectors = torch.randn(400, 5, generator=torch.Generator().manual_seed(1)).double()
+    rows = of(words.analogy_rows({"trained": vectors}, spelt, questions))
+    unit = (vectors / vectors.norm(dim=1, keepdim=True)).numpy()
+    occurring = np.flatnonzero(spelt.counts)
+    ranks = []
+    for question in words.read_analogies(questions)[["a", "b", "c", "d"]].to_numpy().tolist():
+        ids = [spelt.encode(" " + word).tolist() for word in question]
+        if any(len(one) > 1 for one in ids):
+            continue
+        a, b, c, d = (one[0] for one in ids)
+        near = {i: unit[i] @ (unit[b] - unit[a] + unit[c]) for i in occurring if i not in (a, b, c)}
+        ranks.append(sorted(near, key=near.get, reverse=True).index(d) + 1)
+    assert rows["analogy_accuracy", "capitals"].value == np.mean(np.array(ranks) == 1)
+    expected = np.mean(1 / np.array(ranks))
+    assert rows["analogy_reciprocal_rank", "capitals"].value == pytest.approx(expected)
+
+
 def test_few_analogies_are_not_taken(spelt, tmp_path):
     (tmp_path / "few.txt").write_text("bal Bal del Del\n")
     rows = words.analogy_rows({"trained": torch.ones(400, 2)}, spelt, tmp_path / "few.txt")
