@@ -136,7 +136,14 @@ def test_a_run_s_name_changes_with_all_that_it_depends_on(corpus, tmp_path, monk
     other = synthetic(VOCABULARY, tokens=10_240, seed=1, cache=tmp_path)
     name = experiments.run_name(CONFIG, corpus)
     assert name == experiments.run_name(replace(CONFIG, accumulation=3), corpus)
-    assert name == experiments.run_name(replace(CONFIG, gradient_clip=1), corpus)
+    for whole in ({"gradient_clip": 1}, {"embedding_multiplier": 4}, {"embedding_betas": (0, 0.5)}):
+        real = {
+            key: (0.0, 0.5) if key == "embedding_betas" else float(v) for key, v in whole.items()
+        }
+        both = [
+            experiments.run_name(replace(CONFIG, **changes), corpus) for changes in (whole, real)
+        ]
+        assert both[0] == both[1]
     names = {
         name,
         experiments.run_name(CONFIG, other),

@@ -349,7 +349,8 @@ def gains_by_document(table: pd.DataFrame, ours: str, theirs: str) -> pd.Series:
     Arguments as for ``gains``; the spread of these over documents is another one than that over
     seeds, and says what other documents might have shown.
     """
-    columns = [name for name in table if name.startswith("loss/document")]
+    reported = table[table["stage"] == "report"].dropna(axis=1)  # a shuffled twin has others
+    columns = [name for name in reported if name.startswith("loss/document")]
     return pd.Series({name: gains(table, ours, theirs, column=name).mean() for name in columns})
 
 

@@ -31,7 +31,7 @@ from coupled_adam.experiments.sweep import run_name
 from coupled_adam.files import read_text, write_json, write_whole
 from coupled_adam.provenance import environment
 from coupled_adam.text import Corpus
-from coupled_adam.training.folder import read_description
+from coupled_adam.training.folder import CHECKPOINT_FILE, read_description
 
 FOLDER = RECORDS / "evidence"
 WIKIPEDIA, BOOKS = "wikipedia", "books"
@@ -88,8 +88,7 @@ POINTS = (
     *(Point(f"beta2 {beta2}", BOOKS, _TENTH, changes={"embedding_betas": (0.9, beta2)})
       for beta2 in (0.99, 0.9999, 0.9, 0.999)),
     *(Point(f"batch {batch}", BOOKS, _TENTH, changes={"batch_size": batch}) for batch in (1, 16)),
-    Point("wikipedia", WIKIPEDIA, _TENTH, arms=RIVALS, tuning_seeds=TUNING_SEEDS,
-          report_seeds=REPORT_SEEDS),
+    Point("wikipedia", WIKIPEDIA, _TENTH, arms=RIVALS),
     Point("vocabulary 1024", WIKIPEDIA, _TENTH, 1024),
     Point("1.6M", BOOKS, 16 * _TENTH, arms=(ADAM, EPSILON, COUPLED), around="0.4M",
           changes={"precision": "bfloat16"}),
@@ -168,7 +167,9 @@ def make_same_arm(runs: str | Path, out: str | Path = FOLDER, **options: Any) ->
         OSError: if a folder cannot be written.
     """
     corpus = text.wikipedia_sample().spread(_TENTH)
-    table = same_arm(setting(SAME_ARM, corpus, steps=20), ADAM, runs, **options)
+    where = setting(SAME_ARM, corpus, steps=20)
+    where = replace(where, config=replace(where.config, evaluate_every=20))
+    table = same_arm(where, ADAM, runs, **options)
     content = table.to_csv(index=False, float_format=f"%.{_DIGITS}g")
     Path(out).mkdir(parents=True, exist_ok=True)
     write_whole(Path(out) / f"{SAME_ARM}.csv", content.encode())
@@ -231,11 +232,12 @@ def _provenance(where: Setting, table: pd.DataFrame, runs: Path) -> dict[str, An
             )
             folder = runs / run_name(config, corpus)
             for session in read_description(folder)["sessions"]:
-                started = session.pop("started")
-                session.pop("first_step", None)
+                for name in ("started", "first_step", "commit"):
+                    session.pop(name, None)
                 sessions[json.dumps(session, sort_keys=True)] = session
-            last = max(path.stat().st_mtime for path in folder.iterdir())
-            seconds += last - pd.Timestamp(started).timestamp()
+            first = read_description(folder)["sessions"][0]["started"]
+            written = (folder / CHECKPOINT_FILE).stat().st_mtime
+            seconds += written - pd.Timestamp(first).timestamp()
     return {
         "kind": "evidence",
         "text": {

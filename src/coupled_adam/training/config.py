@@ -173,8 +173,13 @@ class TrainingConfig:
         # Through text, which turns NumPy's numbers and tuples into what JSON has for them.
         values = json.loads(json.dumps(asdict(self), default=lambda number: number.item()))
         for field in fields(self):
-            if field.type == "float":  # 1 and 1.0 are one configuration, and get one name
-                values[field.name] = float(values[field.name])
+            value = values[field.name]
+            # 1 and 1.0 are one configuration, and get one name. A sweep once made 24 runs again
+            # because its multipliers were whole numbers the second time.
+            if "float" in str(field.type) and value is not None:
+                values[field.name] = (
+                    [float(one) for one in value] if isinstance(value, list) else float(value)
+                )
         return values
 
     def decisive(self) -> dict[str, Any]:
