@@ -187,6 +187,27 @@ def test_evaluate_takes_the_word_pairs_that_it_is_given(text, tmp_path):
     assert "one" in result.stdout and "two" in result.stdout
 
 
+def test_evaluate_shows_and_records_everything(text, tmp_path):
+    invoke("train", "--text", text, *SMALL, "--out", tmp_path / "run")
+    (tmp_path / "moods.csv").write_text("label,text\n" + "good,bal bel\nbad,dem dim\n" * 15)
+    (tmp_path / "mine.txt").write_text("bal bel dem dim\n")
+    files = ["--labelled", tmp_path / "moods.csv", "--analogies", tmp_path / "mine.txt"]
+    out = tmp_path / "record.json"
+    arguments = ["evaluate", tmp_path / "run", "--text", text, *files, "--device", "cpu"]
+    result = invoke(*arguments, "--out", out)
+    assert result.exit_code == 0, result.output
+    table = experiments.read_record(out).table
+    assert set(table["set"]) >= {"moods", "mine", "Lee"} and "newsgroups" not in set(table["set"])
+    # Every row is shown, with the reason where there is no value.
+    assert all(measure in result.stdout for measure in table["measure"])
+    assert "of at least 100 questions of single tokens" in result.stdout
+    assert "nan" not in result.stdout.lower().partition("everything, with")[2]
+    before = (tmp_path / "moods.csv").read_bytes()
+    refused = invoke(*arguments, "--out", tmp_path / "moods.csv")
+    assert refused.exit_code == 2 and "would replace what is read" in refused.stderr
+    assert (tmp_path / "moods.csv").read_bytes() == before
+
+
 @pytest.mark.parametrize("preset", ["gpt2-124m", "gpt2-774m"])
 @pytest.mark.parametrize("processes", [1, 8])
 def test_the_recorded_command_asks_for_the_recorded_run(

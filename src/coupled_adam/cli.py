@@ -313,6 +313,16 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="Word, word, score in each line; many times. Default: gensim's two."),
     ] = None,
+    analogies: Annotated[
+        Path | None, typer.Option(help="Four words in each line. Default: gensim's.")
+    ] = None,
+    labelled: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Texts to classify: label, tab, text in each line, or a .csv with the columns "
+            "label and text; many times. Default: gensim's two."
+        ),
+    ] = None,
     device: DeviceOption = None,
     description: Annotated[str, typer.Option(help="What the text is, for the record.")] = "",
     out: Annotated[Path | None, typer.Option(help="A file for the record as JSON.")] = None,
@@ -321,10 +331,23 @@ def evaluate(
     with errors_in_one_line():
         device, run_folder = _device(device), user_path(run_folder)
         files = _by_name([user_path(path) for path in word_pairs]) if word_pairs else None
-        out = _place(out, [source, *(files or {}).values(), *_files_of(run_folder)])
+        texts = _by_name([user_path(path) for path in labelled]) if labelled else None
+        analogies = None if analogies is None else user_path(analogies)
+        asked = [
+            *(files or {}).values(),
+            *(texts or {}).values(),
+            *([analogies] if analogies else []),
+        ]
+        out = _place(out, [source, *asked, *_files_of(run_folder)])
         corpus = _corpus(source, _vocabulary_of(run_folder), documents)
         measured = evaluation.evaluate(
-            run_folder, corpus, tokens=tokens, word_pairs=files, device=device
+            run_folder,
+            corpus,
+            tokens=tokens,
+            word_pairs=files,
+            analogies=analogies,
+            labelled=texts,
+            device=device,
         )
         with _shown_in_the_end(lambda: _show_evaluation(measured)):
             if out is not None:
@@ -350,6 +373,9 @@ def _show_evaluation(measured: evaluation.Evaluation) -> None:
             f"the sign of the mean hidden state {measured.drift.against_hidden:.2f}; shares of the "
             f"vocabulary's quarters in the move, rarest first, in percent: {shares}"
         )
+    say("\neverything, with 95 % intervals over documents, queries, pairs or tokens:\n")
+    table = measured.table.astype(object)
+    _show_table(table.where(table.notna(), ""), "{:.4g}")
 
 
 @app.command()

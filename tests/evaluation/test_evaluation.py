@@ -14,47 +14,13 @@ from coupled_adam import evaluation, experiments, geometry, text
 from coupled_adam.evaluation import TokenLosses, evaluate, words
 from coupled_adam.evaluation import losses as losses_module
 from coupled_adam.evaluation import run as run_module
-from coupled_adam.gpt import GPT, GPTConfig
+from coupled_adam.gpt import GPT
 from coupled_adam.text import TextError
-from coupled_adam.training import TrainingConfig, initial_embedding, padded_vocabulary, train
+from coupled_adam.training import initial_embedding, train
 
 VOCABULARY, LENGTH = 400, 16
-WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
-# Common words twice as often as all others together, so that they are tokens of their own.
 COMMON = ["cat", "dog", "house", "tree", "stone", "water", "bird", "fish"]
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    random = np.random.default_rng(0)
-    chosen = random.choice([*WORDS, *COMMON], 30_000, p=[1 / 450] * 150 + [1 / 12] * 8)
-    (folder / "words.txt").write_text(" ".join(chosen))
-    return text.load(folder / "words.txt", VOCABULARY, cache=folder / "cache")
-
-
-@pytest.fixture(scope="module")
-def config():
-    return TrainingConfig(
-        GPTConfig(padded_vocabulary(VOCABULARY), LENGTH, layers=1, heads=2, width=32),
-        optimizer="adamw",
-        steps=12,
-        batch_size=4,
-        warmup_steps=2,
-        learning_rate=1e-2,
-        evaluate_every=6,
-        evaluation_tokens=700,
-    )
-
-
-@pytest.fixture(scope="module")
-def run(corpus, config, tmp_path_factory):
-    return train(config, corpus, tmp_path_factory.mktemp("run") / "run", progress=False)
-
-
-@pytest.fixture(scope="module")
-def measured(run, corpus):
-    return evaluate(run.folder, corpus)
+WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
 
 
 def pair_file(path, pairs):
@@ -278,9 +244,12 @@ def test_reading_pairs(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"word1\tword2\tscore\n", "line 1: .* is not a pair"),
+        (b"word1\tword2\tscore\n", "holds no pair"),
+        (b"word1\tword2\tscore\na\tb\tc\n", "line 2: .* is not a pair"),
+        # The annotated WordSim-353: its first column is the kind of relation.
+        (b"i\ttiger\tcat\t7.35\n", "line 1: .* is not a pair"),
         (b"cat dog 1\ncat dog\n", "line 2: 'cat dog' is not a pair"),
-        (b"love,sex,6.77\n", "line 1"),
+        (b"love,,6.77\n", "line 1"),
         (b"# nothing\n\n", "holds no pair"),
         (b"caf\xe9 dog 1\n", "is not UTF-8"),
     ],
@@ -362,7 +331,7 @@ def test_a_run_in_bfloat16_is_measured_in_float32(corpus, config, tmp_path):
 def test_the_readme_of_the_data_names_every_column(measured):
     described = (experiments.data_folder() / "README.md").read_text()
     columns = {*measured.row, *measured.by_frequency, *measured.word_pairs, *measured.drift._fields}
-    columns |= {*measured.run.metrics}
+    columns |= {*measured.run.metrics, *measured.table}
     missing = [name for name in sorted(columns) if f"`{name}`" not in described]
     assert not missing
 

@@ -42,7 +42,7 @@ def test_a_record_gives_back_what_was_measured(measured, corpus, written):
     assert record.drift == measured.drift
     evaluated = measured.run.metrics.dropna(subset="validation_loss").reset_index(drop=True)
     pd.testing.assert_frame_equal(record.metrics, evaluated, check_dtype=False)
-    for name in ("by_frequency", "word_pairs"):
+    for name in ("by_frequency", "word_pairs", "table"):
         found, expected = getattr(record, name), getattr(measured, name)
         pd.testing.assert_frame_equal(found, expected, check_dtype=False)
 
@@ -55,6 +55,14 @@ def test_a_record_says_what_it_depends_on_and_nothing_of_this_machine_s_folders(
     )
     assert {"device", "python", "threads", "written", "commit"} <= set(record.evaluated)
     assert str(measured.run.folder.parent) not in written.read_text()
+
+
+def test_a_record_from_before_there_was_a_table_is_read(written):
+    content = json.loads(written.read_text())
+    del content["table"]
+    written.write_text(json.dumps(content))
+    record = experiments.read_record(written)
+    assert record.table.empty and list(record.table) == list(evaluation.Measure._fields)
 
 
 def test_a_record_is_json_without_nan(measured, written):
@@ -102,6 +110,7 @@ def test_without_records_there_are_none(tmp_path):
         (lambda c: c.update(kind="something"), "its kind is 'something'"),
         (lambda c: c["final"].update(r="many"), "many"),
         (lambda c: c["drift"].pop("shares"), "shares"),
+        (lambda c: c["table"].append(c["table"][0]), "two rows of the table"),
     ],
 )
 def test_a_damaged_record_is_named(written, change, says):

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from coupled_adam.errors import RefusedError
-from coupled_adam.evaluation import Drift, Evaluation
+from coupled_adam.evaluation import Drift, Evaluation, Measure, long_table
 from coupled_adam.files import write_json
 from coupled_adam.provenance import environment
 from coupled_adam.training import PRESETS, TrainingConfig, commands
@@ -71,6 +71,8 @@ class Record:
         by_frequency: as from ``evaluation.loss_by_frequency``.
         word_pairs: as from ``evaluation.word_similarity``.
         drift: how the mean has moved, or None.
+        table: everything that was measured, with the fields of ``evaluation.Measure`` as columns;
+            empty in records that are older than it.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Record:
     by_frequency: pd.DataFrame = field(repr=False)
     word_pairs: pd.DataFrame = field(repr=False)
     drift: Drift | None = field(repr=False)
+    table: pd.DataFrame = field(repr=False)
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -137,6 +140,7 @@ def write_record(
         "loss_by_frequency": _plain(measured.by_frequency),
         "word_pairs": _plain(measured.word_pairs),
         "drift": measured.drift and measured.drift._asdict(),
+        "table": _plain(measured.table),
     }
     write_json(path, record)
 
@@ -177,9 +181,16 @@ def read_record(path: str | Path) -> Record:
             pd.DataFrame(found["loss_by_frequency"]).astype({"loss": float}),
             pd.DataFrame(found["word_pairs"]).astype({"pearson": float, "spearman": float}),
             drift and Drift(**{**drift, "shares": tuple(drift["shares"])}),
+            long_table(_row(row) for row in found.get("table", [])),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RefusedError(f"{path} is not the record of a training run ({error})") from error
+
+
+def _row(found: dict[str, Any]) -> Measure:
+    # Where there is no number the file has null.
+    values: dict[str, Any] = {name: math.nan if v is None else v for name, v in found.items()}
+    return Measure(**values)
 
 
 def recorded_runs(folder: str | Path = RECORDS) -> list[Record]:
