@@ -279,7 +279,7 @@ def evidence(
 ) -> None:
     """Repeat the recorded sweeps of the book, or some of their settings; what is there is found.
 
-    The same command goes on after an interruption. All together take about four hours of one core.
+    The same command goes on after an interruption. What is recorded took one core two hours.
     """
     with errors_in_one_line():
         known = {point.name: point for point in recorded.POINTS}
