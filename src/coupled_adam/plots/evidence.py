@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from coupled_adam import palette
@@ -30,7 +31,7 @@ def tuning_curves(tables: Mapping[str, pd.DataFrame], column: str = "loss/tuning
     Raises:
         RefusedError: for an arm that does not exist.
     """
-    with panels(len(tables), width=4.4 * len(tables), height=3.8) as (figure, axes):
+    with panels(len(tables), width=4.4 * len(tables), height=4.2) as (figure, axes):
         for ax, (title, table) in zip(axes, tables.items(), strict=True):
             tuning = table[table["stage"] == "tuning"]
             for name in palette.in_order(tuning["optimizer"]):
@@ -50,8 +51,14 @@ def tuning_curves(tables: Mapping[str, pd.DataFrame], column: str = "loss/tuning
             ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             ax.minorticks_off()
         axes[0].set_ylabel("loss of the tuning half (nats)")
-        axes[0].legend(fontsize=10)
+        _legend_below(figure, axes[0])
     return figure
+
+
+def _legend_below(figure: Figure, ax: Axes) -> None:
+    """The legend of a panel under the whole figure: within it, it would cover lines."""
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=10, frameon=False)
 
 
 def gains_by_setting(table: pd.DataFrame, settings: Sequence[str], label: str) -> Figure:
@@ -71,12 +78,12 @@ def gains_by_setting(table: pd.DataFrame, settings: Sequence[str], label: str) -
         ValueError: if a mean would be that of one seed, or a value is infinite.
     """
     check_seeds(table, ["optimizer", "setting"], "gain")
-    with panels(width=1.9 + 1.7 * len(settings), height=3.8) as (figure, (ax,)):
+    with panels(width=2.4 + 1.7 * len(settings), height=4.2) as (figure, (ax,)):
         ax.axhline(0, color=NEUTRAL, linewidth=1.2)
         for name in palette.in_order(table["optimizer"]):
             mean_and_seeds(ax, table, name, "setting", "gain", order=list(settings))
         ax.set(xlabel=label, ylabel="gain (nats)")
-        ax.legend(fontsize=10)
+        _legend_below(figure, ax)
     return figure
 
 
