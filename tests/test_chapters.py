@@ -11,6 +11,9 @@ import repository
 import yaml
 from bs4 import BeautifulSoup
 
+from coupled_adam.experiments import evidence, recorded
+from coupled_adam.statistics import interval
+
 CHAPTERS = notebooks.sources()
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -137,9 +140,17 @@ def test_the_readme_shows_what_the_small_gpt_measured(executed, path):
         for name, value in zip(("Adam", "Coupled Adam"), shown, strict=True):
             # Another processor may move the last digits.
             assert float(value) == pytest.approx(float(entries[name]), rel=0.02)
-    difference = re.compile(r"(-[\d.]+)(?: \(|, )95 % interval (?:from )?(-[\d.]+) to (-[\d.]+)")
-    printed = "".join(out.get("text", "") for out in cells["loss"].outputs)
-    ours, measured = (
-        [float(one) for one in difference.search(text).groups()] for text in (readme, printed)
-    )
-    assert ours == pytest.approx(measured, abs=0.01)
+
+
+def test_the_readme_shows_what_the_evidence_says():
+    readme = " ".join((notebooks.ROOT / "README.md").read_text(encoding="utf-8").split())
+    shown = re.findall(r"by ([\d.]+)(?: nats)? \(([\d.]+) to ([\d.]+)\) with 0\.([14]) m", readme)
+    assert [size for *_, size in shown] == ["1", "4"]
+    for *numbers, size in shown:
+        table = recorded.read(f"0.{size}M")
+        gain = interval(evidence.gains(table, "coupled", "adamw"))
+        assert [float(number) for number in numbers] == pytest.approx(list(gain), abs=6e-4)
+    longer = re.search(r"longer text: ([\d.]+) with .* epsilon and ([\d.]+) with", readme).groups()
+    for number, rival in zip(longer, ("adamw-epsilon", "adamw-memory"), strict=True):
+        gains = evidence.gains(recorded.read("0.4M"), rival, "adamw")
+        assert float(number) == pytest.approx(gains.mean(), abs=6e-4)

@@ -315,7 +315,8 @@ def test_names_and_colours_are_those_of_the_arms(monkeypatch: pytest.MonkeyPatch
     for one in arms.ARMS.values():
         assert f'"{one.name}": "{one.label}"' in text
         assert f"--{one.name}:{one.colour};" in text
-        assert f"--{one.name}:{one.colour_on_dark};" in text
+        if one.colour_on_dark:
+            assert f"--{one.name}:{one.colour_on_dark};" in text
         assert f".live-figure .{one.name}{{--ink:var(--{one.name});}}" in text
     # None of them is typed in once more.
     sources = [path.read_text() for path in files("coupled_adam.figures").iterdir()
