@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import browser
 import notebooks
 import pytest
 from filelock import FileLock
@@ -146,6 +147,15 @@ def site(request, failure) -> Path:
 
     with uncaptured(request):
         return build_book.build().parent
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory):
+    """A page of a real browser, without a network."""
+    if browser.executable() is None:
+        pytest.skip("no Chromium on this machine, so the page cannot be operated")
+    with browser.browse(tmp_path_factory.mktemp("profile")) as page:
+        yield page
 
 
 def uncaptured(request):

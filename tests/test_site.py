@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from functools import cache
 from importlib import import_module
@@ -11,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from urllib.parse import unquote, urldefrag, urlsplit
 
+import browser
 import notebooks
 import pytest
 import repository
@@ -256,13 +256,12 @@ def test_a_dead_link_is_found(tmp_path):
 @pytest.fixture(scope="session")
 def in_browser(site, tmp_path_factory):
     """A function from a page's name to its document as a browser without network leaves it."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    browser = next((found for name in names if (found := shutil.which(name))), None)
-    if browser is None:
+    program = browser.executable()
+    if program is None:
         pytest.skip("no Chromium on this machine")
 
     def load(name: str) -> BeautifulSoup:
-        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+        command = [program, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
         command += [f"--user-data-dir={tmp_path_factory.mktemp('browser')}"]
         command += ["--virtual-time-budget=20000", "--host-resolver-rules=MAP * ~NOTFOUND"]
         command += [(site / name).resolve().as_uri()]
@@ -273,6 +272,22 @@ def in_browser(site, tmp_path_factory):
         return BeautifulSoup(done.stdout, "html.parser")
 
     return load
+
+
+# The code cells that are seen and are wider than their box.
+_CLIPPED = """[...document.querySelectorAll("div.cell:not(.tag_hide-input) div.cell_input pre")]
+    .filter(cell => cell.scrollWidth > cell.clientWidth + 1).map(cell => cell.textContent)"""
+
+
+@pytest.mark.parametrize("width", [1280, 1440])
+def test_no_line_of_code_is_cut_off_on_a_screen(site, tab, width):
+    clipped = {}
+    for file in sorted((site / "chapters").glob("*.html")):
+        tab.open(file, width)
+        assert tab.value("document.querySelectorAll('div.cell_input pre').length") > 5
+        if found := tab.value(_CLIPPED):
+            clipped[file.name] = found
+    assert not clipped
 
 
 def test_a_browser_draws_the_formulas(in_browser):

@@ -12,7 +12,6 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import browser
 import nbformat
 import numpy as np
 import pytest
@@ -429,15 +428,6 @@ def test_without_ipywidgets_a_kernel_shows_the_table(kernel: Any) -> None:
 
 
 # In a browser, from a file, without a network
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory):
-    """A page of a real browser."""
-    if browser.executable() is None:
-        pytest.skip("no Chromium on this machine, so the page cannot be operated")
-    with browser.browse(tmp_path_factory.mktemp("profile")) as page:
-        yield page
 
 
 def a_page(folder: Path, *pieces: str) -> Path:
