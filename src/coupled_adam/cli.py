@@ -266,7 +266,8 @@ def _outcome_line(folder: Path, outcome: Outcome) -> str:
 @app.command()
 def evidence(
     points: Annotated[
-        list[str] | None, typer.Argument(help="Settings by name; default: all.", metavar="NAME")
+        list[str] | None,
+        typer.Argument(help="Settings by name; default: those that are recorded.", metavar="NAME"),
     ] = None,
     books: Annotated[
         str | None, typer.Option("--text", help="The larger text: a file or folder of books.")
@@ -277,9 +278,10 @@ def evidence(
         int | None, typer.Option(help="Runs at a time; default: as many as cores.", min=1)
     ] = None,
 ) -> None:
-    """Repeat the recorded sweeps of the book, or some of their settings; what is there is found.
+    """Repeat the recorded sweeps of the book, or make some of their settings.
 
-    The same command goes on after an interruption. What is recorded took one core two hours.
+    Runs that are there are found, and the same command goes on after an interruption. What is
+    recorded took one core two hours.
     """
     with errors_in_one_line():
         known = {point.name: point for point in recorded.POINTS}
@@ -289,7 +291,8 @@ def evidence(
                     f"there is no setting {name!r}: choose from {', '.join(known)}, "
                     f"{recorded.SAME_ARM}"
                 )
-        for name in points or (*known, recorded.SAME_ARM):
+        there = [point.name for point in recorded.recorded_points()]
+        for name in points or (*there, recorded.SAME_ARM):
             if name == recorded.SAME_ARM:
                 table = recorded.make_same_arm(user_path(runs), user_path(out), workers=workers)
                 say(f"{name}: {table['called'].sum()} of {len(table)} called different ({out})")

@@ -1,5 +1,6 @@
 """Texts: similarity, retrieval and classification, each with vectors made to know the answer."""
 
+import importlib.util
 import math
 import pickle
 import zlib
@@ -212,9 +213,8 @@ def test_what_is_no_labelled_text_is_refused(tmp_path, name, content, says):
 
 
 def test_without_gensim_the_rows_say_so(corpus, vectors, monkeypatch):
-    from coupled_adam.evaluation import words
 
-    monkeypatch.setattr(words.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     (row,) = downstream.text_similarity(vectors, corpus)
     assert math.isnan(row.value) and "pip install gensim" in row.note
 

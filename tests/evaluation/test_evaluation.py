@@ -1,5 +1,6 @@
 """What an evaluation promises: the numbers of a run, each against something known exactly."""
 
+import importlib.util
 import json
 import math
 from dataclasses import replace
@@ -267,7 +268,7 @@ def test_no_file_of_pairs_is_refused(corpus):
 
 
 def test_without_gensim_the_message_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(words.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(TextError, match="pip install gensim, or give files of your own"):
         evaluation.word_pair_files()
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from coupled_adam import geometry, text
-from coupled_adam.evaluation import predictions, shape, stability
+from coupled_adam.evaluation import losses, predictions, shape, stability
 from coupled_adam.evaluation.losses import spaced_windows, window_losses
 from coupled_adam.evaluation.variants import variants
 from coupled_adam.gpt import GPT
@@ -149,7 +149,7 @@ def test_the_loss_has_an_interval_over_documents(documents, config):
 
 def test_the_number_of_a_document_is_where_its_window_begins(documents):
     windows = spaced_windows(documents.validation, 300, 10**6)
-    found = predictions._documents(documents, windows)
+    found = losses.documents_of(documents, windows)
     ends = np.flatnonzero(documents.validation == documents.end_of_text)
     starts = np.linspace(0, len(documents.validation) - 301, len(windows)).astype(int)
     assert found.tolist() == [int((ends < start).sum()) for start in starts]
@@ -158,7 +158,7 @@ def test_the_number_of_a_document_is_where_its_window_begins(documents):
 
 def test_one_document_is_cut_into_pieces(corpus, config):
     windows = spaced_windows(corpus.validation, 16, 10**6)
-    assert len(np.unique(predictions._documents(corpus, windows))) == 32
+    assert len(np.unique(losses.documents_of(corpus, windows))) == 32
 
 
 def test_a_model_that_guesses_is_calibrated_by_hand(documents, config):

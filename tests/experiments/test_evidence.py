@@ -1,5 +1,6 @@
 """Arms at equal tuning: grids that extend, pairs of fresh seeds, and what is kept of a run."""
 
+import json
 import math
 
 import numpy as np
@@ -49,7 +50,7 @@ def test_what_is_kept_of_a_run_adds_up(where):
     assert table["loss", "report"] == pytest.approx((classes[0] * classes[1]).sum())
     assert table["share"].sum() == pytest.approx(1)
     assert table["geometry", "isotropy"] == pytest.approx(run.final["isotropy"])
-    assert 0 <= table["stability", "clipped"] <= 1
+    assert 0 <= table["stability", "clipped_steps"] <= 1
     assert table["loss", "tuning"] != table["loss", "report"]
 
 
@@ -108,8 +109,6 @@ def test_runs_are_found_again_with_what_was_measured(where, tmp_path, monkeypatc
 
 
 def _from_file(measure, run, _corpus):
-    import json
-
     return pd.DataFrame(json.loads((run.folder / f"{measure.__name__}.json").read_text()))
 
 

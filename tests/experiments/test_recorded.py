@@ -7,18 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from small_run import VOCABULARY
+from typer.testing import CliRunner
 
+from coupled_adam import cli
 from coupled_adam.errors import RefusedError
 from coupled_adam.experiments import evidence, recorded
 from coupled_adam.experiments.sweep import run_sweep
 from coupled_adam.gpt import GPTConfig
 
 BOOKS = os.environ.get("COUPLED_ADAM_BOOKS")
-RECORDED = [
-    point
-    for point in recorded.POINTS
-    if (recorded.FOLDER / f"{recorded._stem(point.name)}.csv").exists()
-]
+RECORDED = recorded.recorded_points()
 
 
 def test_there_are_records():
@@ -100,6 +98,23 @@ def test_a_point_is_made_once_and_recorded(tiny, tmp_path, monkeypatch):
     for name, best in recorded.winners(made).items():
         of_arm = second[(second["optimizer"] == name) & (second["stage"] == "tuning")]
         assert {best / 2, best, best * 2} <= set(of_arm["multiplier"])
+
+
+def test_the_command_line_makes_what_is_recorded_and_what_is_named(tiny, tmp_path, monkeypatch):
+    folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--workers", "1"]
+    monkeypatch.setattr(recorded, "recorded_points", lambda *_: tiny[:1])
+    called = pd.DataFrame({"called": [True]})
+    monkeypatch.setattr(recorded, "make_same_arm", lambda *_, **__: called)
+    result = CliRunner().invoke(cli.app, ["evidence", *folders])
+    assert result.exit_code == 0, result.output
+    assert f"a: {len(recorded.read('a', tmp_path / 'out'))} runs; best adamw x " in result.stdout
+    assert "same-arm: 1 of 1 called different" in result.stdout
+    assert not (tmp_path / "out" / "b.csv").exists()
+    result = CliRunner().invoke(cli.app, ["evidence", "b", *folders])
+    assert result.exit_code == 0 and (tmp_path / "out" / "b.csv").exists()
+    result = CliRunner().invoke(cli.app, ["evidence", "c", *folders])
+    assert result.exit_code == 2
+    assert "there is no setting 'c': choose from a, b, same-arm" in result.stderr
 
 
 def test_what_is_missing_is_named(tiny, tmp_path):

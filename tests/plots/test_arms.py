@@ -47,9 +47,6 @@ def embeddings(names):
 VALUE = {"value": "the value"}
 # Every picture that is given arms, drawn for some of them.
 PICTURES = {
-    "against_memory": lambda names: plots.against_memory(
-        table(names).assign(rare_share=0.5, varied="batch"), VALUE
-    ),
     "by_size": lambda names: plots.by_size(table(names).query("seed == 0"), VALUE),
     "clouds": lambda names: plots.clouds(embeddings(names), COUNTS),
     "clouds_before_and_after": lambda names: plots.clouds_before_and_after(

@@ -32,19 +32,6 @@ def test_gains_without_pairs_are_refused():
         plots.gains_by_setting(one, ["a"], "text")
 
 
-def test_memory_is_drawn_by_what_was_varied_and_no_fifth_kind_is_left_out():
-    rows = [
-        {"optimizer": "adamw", "rare_share": 0.1 * k, "varied": str(k % 5), "norm": k}
-        for k in range(5)
-    ]
-    figure = plots.against_memory(pd.DataFrame(rows[:4]), {"norm": "norm"})
-    assert [line.get_xdata()[0] for line in figure.axes[0].lines] == pytest.approx(
-        [0, 0.1, 0.2, 0.3]
-    )
-    with pytest.raises(ValueError, match="at most 4 series"):
-        plots.against_memory(pd.DataFrame(rows), {"norm": "norm"})
-
-
 def test_occurrences_are_ranked():
     figure = plots.within_memory(np.array([0.0, 5.0, 0.5, 100.0]))
     assert figure.axes[0].lines[0].get_ydata().tolist() == [100.0, 5.0, 0.5]

@@ -29,9 +29,9 @@ from coupled_adam.errors import RefusedError
 from coupled_adam.evaluation.resampling import correlation_of_pairs, mean_of
 from coupled_adam.evaluation.table import TF_IDF, Measure, not_taken, too_few
 from coupled_adam.evaluation.usage import chance_reciprocal_rank, reciprocal_ranks
-from coupled_adam.evaluation.words import gensim_file
 from coupled_adam.files import read_text
 from coupled_adam.text import Corpus, TextError
+from coupled_adam.text.sources import gensim_file
 
 # In gensim's test data. Lee, Pincombe and Welsh (2005): 50 news items, each pair judged by people.
 LEE_TEXTS, LEE_SCORES = "test/test_data/lee.cor", "test/test_data/similarities0-1.txt"
@@ -146,7 +146,7 @@ class _Array:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the five names that the newsgroups' file asks for; any other one might do harm."""
+    """Knows the six names that the newsgroups' file asks for; any other one might do harm."""
 
     _known: Mapping[str, Any] = {
         "copy_reg._reconstructor": lambda cls, base, state: cls(state),

@@ -109,6 +109,27 @@ class WindowLosses(NamedTuple):
         )
 
 
+def documents_of(corpus: Corpus, windows: np.ndarray) -> np.ndarray:
+    """The number of the validation document in which each window begins.
+
+    Where the validation text has fewer than eight documents, it is cut into 32 pieces of equal
+    length that stand for them.
+
+    Args:
+        corpus: the text.
+        windows: all of ``spaced_windows`` of its validation text, [windows, T + 1].
+
+    Returns:
+        Numbers from 0, [windows], int64.
+    """
+    text, end = corpus.validation, corpus.end_of_text
+    ends = np.flatnonzero(text == end) if end is not None else np.zeros(0, np.int64)
+    if len(ends) < _LEAST_DOCUMENTS:
+        ends = np.linspace(0, len(text), _PIECES + 1).astype(np.int64)[1:]
+    starts = np.linspace(0, len(text) - windows.shape[1], len(windows)).astype(np.int64)
+    return np.searchsorted(ends, starts)
+
+
 def half_of_documents(
     corpus: Corpus, half: int, length: int, about: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -116,9 +137,8 @@ def half_of_documents(
 
     So one half can serve to choose a learning rate, and the other to report what it gave. Every
     document has the same weight, or a single long one would decide. A window belongs to the
-    document in which it begins; where a document is short, all its windows are taken. Where the
-    validation text has fewer than eight documents, it is cut into 32 pieces of equal length that
-    stand for them.
+    document in which it begins, see ``documents_of``; where a document is short, all its windows
+    are taken.
 
     Args:
         corpus: the text.
@@ -132,14 +152,8 @@ def half_of_documents(
     Raises:
         RefusedError: if the half has no whole window.
     """
-    text = corpus.validation
-    end = corpus.end_of_text
-    ends = np.flatnonzero(text == end) if end is not None else np.zeros(0, np.int64)
-    if len(ends) < _LEAST_DOCUMENTS:
-        ends = np.linspace(0, len(text), _PIECES + 1).astype(np.int64)[1:]
-    windows = spaced_windows(text, length, len(text))
-    starts = np.linspace(0, len(text) - length - 1, len(windows)).astype(np.int64)
-    documents = np.searchsorted(ends, starts)
+    windows = spaced_windows(corpus.validation, length, len(corpus.validation))
+    documents = documents_of(corpus, windows)
     numbers = [number for number in np.unique(documents) if number % 2 == half]
     if not numbers:
         raise RefusedError(

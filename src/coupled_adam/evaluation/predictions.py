@@ -11,6 +11,7 @@ import pandas as pd
 from coupled_adam.evaluation.losses import (
     FREQUENCY_BORDERS,
     WindowLosses,
+    documents_of,
     reference_losses,
     window_losses,
 )
@@ -29,7 +30,6 @@ from coupled_adam.gpt import GPT
 from coupled_adam.text import Corpus
 from coupled_adam.text.windows import spaced_windows
 
-_LEAST_DOCUMENTS, _PIECES = 8, 32
 _LEAST_TOKENS = 10
 
 
@@ -56,23 +56,13 @@ def prediction_rows(
         over the ``n`` tokens.
     """
     windows = spaced_windows(corpus.validation, model.config.context, tokens)
-    found = window_losses(model, windows, _documents(corpus, windows))
+    found = window_losses(model, windows, documents_of(corpus, windows))
     rows = _loss_rows(found, corpus, metrics)
     counted = reference_losses(corpus, windows)
     chance, n = math.log(corpus.vocabulary_size), len(np.unique(found.documents))
     for variant in (UNIGRAM, BIGRAM):
         rows.append(Measure("loss", "all", variant, counted[variant], n=n, chance=chance))
     return rows + _calibration_rows(found, corpus)
-
-
-def _documents(corpus: Corpus, windows: np.ndarray) -> np.ndarray:
-    """The number of the document in which each of the evenly spaced windows begins."""
-    text, end = corpus.validation, corpus.end_of_text
-    ends = np.flatnonzero(text == end) if end is not None else np.zeros(0, np.int64)
-    if len(ends) < _LEAST_DOCUMENTS:
-        ends = np.linspace(0, len(text), _PIECES + 1).astype(np.int64)[1:]
-    starts = np.linspace(0, len(text) - windows.shape[1], len(windows)).astype(np.int64)
-    return np.searchsorted(ends, starts)
 
 
 def _loss_rows(found: WindowLosses, corpus: Corpus, metrics: pd.DataFrame) -> list[Measure]:

@@ -39,12 +39,12 @@ from coupled_adam.evaluation.variants import variants
 from coupled_adam.evaluation.words import (
     ANALOGIES,
     analogy_rows,
-    gensim_file,
     similarity_rows,
     word_pair_files,
     word_similarity,
 )
 from coupled_adam.text import Corpus, TextError
+from coupled_adam.text.sources import gensim_file
 from coupled_adam.training import Run, initial_embedding, load_run
 from coupled_adam.training.folder import read_description
 
@@ -132,8 +132,8 @@ def evaluate(
         "r": 100 * float(measured.mean()) if len(measured) else math.nan,
     }
     by_frequency = loss_by_frequency(losses, corpus.frequencies)
-    drift = _drift(run, embedding.cpu(), corpus, losses.mean_hidden)
     start = initial_embedding(run.config)[: corpus.vocabulary_size]
+    drift = _drift(run, start, embedding.cpu(), corpus, losses.mean_hidden)
     vectors = variants(embedding, start)
     moment = second_moment(folder)
     table = long_table(
@@ -195,8 +195,9 @@ def _classification_rows(
             yield not_taken("classification", name, str(error))
 
 
-def _drift(run: Run, end: Tensor, corpus: Corpus, mean_hidden: np.ndarray) -> Drift | None:
-    start = initial_embedding(run.config)[: corpus.vocabulary_size]
+def _drift(
+    run: Run, start: Tensor, end: Tensor, corpus: Corpus, mean_hidden: np.ndarray
+) -> Drift | None:
     recorded = run.metrics.set_index("step")["mean_norm"].get(0, math.nan)
     if not math.isclose(geometry.mean_norm(start), recorded, rel_tol=1e-6):
         return None  # torch draws other numbers than it did for this run

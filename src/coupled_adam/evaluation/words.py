@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from coupled_adam.evaluation.usage import chance_reciprocal_rank, reciprocal_ran
 from coupled_adam.evaluation.variants import directions
 from coupled_adam.files import read_text
 from coupled_adam.text import Corpus, TextError
+from coupled_adam.text.sources import gensim_file
 
 # Word pairs with human scores that gensim carries in its test data.
 WORD_PAIRS = {
@@ -36,31 +36,6 @@ _SEPARATOR = re.compile(r"\s*,\s*|\s+")
 _PART_OF_SPEECH = re.compile("[A-Z]")
 # Analogies in gensim's test data (Mikolov et al., 2013).
 ANALOGIES = "test/test_data/questions-words.txt"
-
-
-def gensim_file(name: str, path: str) -> Path:
-    """A file in the test data that the gensim wheel carries.
-
-    Args:
-        name: what messages call it.
-        path: from the folder of the package.
-
-    Raises:
-        TextError: if gensim is not installed, or has no such file.
-    """
-    package = importlib.util.find_spec("gensim")
-    if package is None or package.origin is None:
-        raise TextError(
-            f"{name} are a part of gensim, which is not installed: pip install gensim, or give "
-            "files of your own"
-        )
-    file = Path(package.origin).parent / path
-    if not file.is_file():
-        raise TextError(
-            f"{name} are missing from the installed gensim: there is no {file}; install gensim 4 "
-            "from its wheel, or give files of your own"
-        )
-    return file
 
 
 def word_pair_files() -> dict[str, Path]:

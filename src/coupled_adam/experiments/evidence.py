@@ -24,11 +24,13 @@ import pandas as pd
 from coupled_adam import geometry
 from coupled_adam.errors import RefusedError
 from coupled_adam.evaluation.losses import (
+    FREQUENCY_BORDERS,
     half_of_documents,
     loss_by_frequency,
     reference_losses,
     window_losses,
 )
+from coupled_adam.evaluation.stability import stability_rows
 from coupled_adam.experiments.sweep import Outcome, run_sweep
 from coupled_adam.statistics import interval
 from coupled_adam.text import Corpus
@@ -41,7 +43,6 @@ COMMON = 1.0
 _SAME_ARM_SEED = 1_000  # the first of seeds that nothing else uses
 
 _TUNING_TOKENS, _REPORT_TOKENS = 16_384, 65_536
-_SPIKE = 0.5  # nats above the median of the steps around
 _EXTENSIONS = 8  # doublings of a grid before it is given up
 
 
@@ -128,7 +129,7 @@ def measures(run: Run, corpus: Corpus) -> pd.DataFrame:
         Columns measure, set, value: the losses in nats (``loss`` of ``tuning``, ``report``, of each
         document and each class of frequency of the report), calibration of each class (log of
         predicted over true frequency), the measures of ``geometry.summary``, and how steady the
-        training was (``largest_gradient_norm``, ``clipped`` and ``spikes`` as shares of steps).
+        training was (``stability_rows`` of the evaluation).
     """
     context = run.config.model.context
     rows: list[tuple[str, str, float]] = []
@@ -146,7 +147,7 @@ def measures(run: Run, corpus: Corpus) -> pd.DataFrame:
         sums=by_token.sums[: corpus.vocabulary_size], counts=by_token.counts[: len(predicted)]
     )
     classes = loss_by_frequency(by_token, corpus.frequencies)
-    number_of_class = np.searchsorted(classes["from"], corpus.frequencies, side="right") - 1
+    number_of_class = np.digitize(corpus.frequencies, FREQUENCY_BORDERS)
     for k, row in classes.iterrows():
         name = f"class {k}"
         true = by_token.counts[number_of_class == k].sum()
@@ -156,7 +157,8 @@ def measures(run: Run, corpus: Corpus) -> pd.DataFrame:
     embedding = run.model.output_embedding.detach()[: corpus.vocabulary_size]
     summary = geometry.summary(embedding, corpus.counts)
     rows += [("geometry", name, value) for name, value in summary.items()]
-    rows += [("stability", name, value) for name, value in _stability(run).items()]
+    steady = stability_rows(run.metrics, run.config.gradient_clip)
+    rows += [("stability", one.measure, one.value) for one in steady if not one.note]
     return pd.DataFrame(rows, columns=["measure", "set", "value"])
 
 
@@ -165,17 +167,6 @@ def reference(where: Setting) -> dict[str, float]:
     context = where.config.model.context
     windows, _ = half_of_documents(where.corpus, 1, context, _REPORT_TOKENS)
     return reference_losses(where.corpus, windows)
-
-
-def _stability(run: Run) -> dict[str, float]:
-    steps = run.metrics[run.metrics["step"] > 0]
-    norms, losses = steps["gradient_norm"], steps["loss"]
-    around = losses.rolling(31, center=True, min_periods=1).median()
-    return {
-        "largest_gradient_norm": float(norms.max()),
-        "clipped": float((norms > run.config.gradient_clip).mean()),
-        "spikes": float((losses > around + _SPIKE).mean()),
-    }
 
 
 def rows_of(outcomes: Iterable[Outcome], where: Setting, stage: str) -> pd.DataFrame:

@@ -187,6 +187,11 @@ def setting_of(point: Point, books: str | Path | None) -> Setting:
     return setting(point.name, corpus.spread(point.tokens), **point.changes)
 
 
+def recorded_points(folder: str | Path = FOLDER) -> list[Point]:
+    """The settings of ``POINTS`` that a folder has a record of; the others are still to be made."""
+    return [one for one in POINTS if (Path(folder) / f"{_stem(one.name)}.csv").exists()]
+
+
 def read(name: str, folder: str | Path = FOLDER) -> pd.DataFrame:
     """The recorded table of a setting, one row a run.
 
@@ -195,10 +200,8 @@ def read(name: str, folder: str | Path = FOLDER) -> pd.DataFrame:
     """
     path = Path(folder) / f"{_stem(name)}.csv"
     if not path.exists():
-        there = [
-            point.name for point in POINTS if (Path(folder) / f"{_stem(point.name)}.csv").exists()
-        ]
-        raise RefusedError(f"there is no record of {name!r}; recorded are: {', '.join(there)}")
+        there = ", ".join(point.name for point in recorded_points(folder))
+        raise RefusedError(f"there is no record of {name!r}; recorded are: {there or 'none'}")
     return pd.read_csv(StringIO(read_text(path)))
 
 
@@ -219,25 +222,23 @@ def _stem(name: str) -> str:
 
 
 def _provenance(where: Setting, table: pd.DataFrame, runs: Path) -> dict[str, Any]:
+    twin = where.corpus.shuffled(0)
     seconds, sessions = 0.0, {}
-    for stage, corpus in (("", where.corpus), ("shuffled", where.corpus.shuffled(0))):
-        for row in table.itertuples(index=False):
-            if (row.stage == "shuffled") != (stage == "shuffled"):
-                continue
-            config = replace(
-                where.config,
-                optimizer=row.optimizer,
-                embedding_multiplier=row.multiplier,
-                seed=row.seed,
-            )
-            folder = runs / run_name(config, corpus)
-            for session in read_description(folder)["sessions"]:
-                for name in ("started", "first_step", "commit"):
-                    session.pop(name, None)
-                sessions[json.dumps(session, sort_keys=True)] = session
-            first = read_description(folder)["sessions"][0]["started"]
-            written = (folder / CHECKPOINT_FILE).stat().st_mtime
-            seconds += written - pd.Timestamp(first).timestamp()
+    for row in table.itertuples(index=False):
+        config = replace(
+            where.config,
+            optimizer=row.optimizer,
+            embedding_multiplier=row.multiplier,
+            seed=row.seed,
+        )
+        folder = runs / run_name(config, twin if row.stage == "shuffled" else where.corpus)
+        found = read_description(folder)["sessions"]
+        written = (folder / CHECKPOINT_FILE).stat().st_mtime
+        seconds += written - pd.Timestamp(found[0]["started"]).timestamp()
+        for session in found:
+            for name in ("started", "first_step", "commit"):
+                session.pop(name, None)
+            sessions[json.dumps(session, sort_keys=True)] = session
     return {
         "kind": "evidence",
         "text": {

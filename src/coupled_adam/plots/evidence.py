@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from coupled_adam import palette
 from coupled_adam.palette import NEUTRAL
 from coupled_adam.plots.seeds import check_seeds, mean_and_seeds
-from coupled_adam.plots.style import look, panels, told_apart
+from coupled_adam.plots.style import look, panels
 
 
 def tuning_curves(tables: Mapping[str, pd.DataFrame], column: str = "loss/tuning") -> Figure:
@@ -84,38 +84,6 @@ def gains_by_setting(table: pd.DataFrame, settings: Sequence[str], label: str) -
             mean_and_seeds(ax, table, name, "setting", "gain", order=list(settings))
         ax.set(xlabel=label, ylabel="gain (nats)")
         _legend_below(figure, ax)
-    return figure
-
-
-def against_memory(table: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
-    """Runs against the share of the vocabulary that is rare within Adam's memory.
-
-    Args:
-        table: one row a run: columns optimizer, rare_share (in [0, 1]), varied (what was varied,
-            which gives the marker's filling) and the measures.
-        measures: columns to draw, one panel each, with the label of its axis.
-
-    Returns:
-        The figure.
-
-    Raises:
-        RefusedError: for an arm that does not exist.
-        ValueError: if more than four things were varied.
-    """
-    kinds = {kind: kind for kind in table["varied"]}
-    fillings = told_apart(kinds, ["full", "none", "left", "top"])
-    with panels(len(measures), width=4.6 * len(measures), height=4.0) as (figure, axes):
-        for ax, (measure, label) in zip(axes, measures.items(), strict=True):
-            for name in palette.in_order(table["optimizer"]):
-                for kind, _, filling in fillings:
-                    part = table[(table["optimizer"] == name) & (table["varied"] == kind)]
-                    style = look(name) | {"label": f"{palette.label(name)}, {kind}"}
-                    ax.plot(
-                        part["rare_share"], part[measure], linestyle="none", markersize=7,
-                        fillstyle=filling, **style,
-                    )  # fmt: skip
-            ax.set(xlabel="share of the vocabulary with $n_i < 1$", ylabel=label)
-        axes[0].legend(fontsize=9)
     return figure
 
 

@@ -138,23 +138,39 @@ def load(
     return open_corpus(token_cache.entry(cache, recipe, write), name)
 
 
+def gensim_file(name: str, path: str) -> Path:
+    """A file in the test data that the gensim wheel carries.
+
+    Args:
+        name: what messages call it.
+        path: from the folder of the package.
+
+    Raises:
+        TextError: gensim is not installed, or has no such file.
+    """
+    package = importlib.util.find_spec("gensim")
+    if package is None or package.origin is None:
+        raise TextError(
+            f"{name}: a part of gensim, which is not installed: pip install gensim, or give files "
+            "of your own"
+        )
+    file = Path(package.origin).parent / path
+    if not file.is_file():
+        raise TextError(
+            f"{name}: missing from the installed gensim, there is no {file}; install gensim 4 from "
+            "its wheel (pip install --force-reinstall 'gensim>=4.3.3,<5'), or give files of your "
+            "own"
+        )
+    return file
+
+
 def wikipedia_articles() -> Iterator[str]:
     """The articles of the Wikipedia sample as plain text, each with its title as first line.
 
     Raises:
         TextError: gensim is not installed, or its file is missing or is not the known one.
     """
-    package = importlib.util.find_spec("gensim")
-    if package is None or package.origin is None:
-        raise TextError(
-            "the Wikipedia sample is a part of gensim, which is not installed: pip install gensim"
-        )
-    dump = Path(package.origin).parent / DUMP
-    if not dump.is_file():
-        raise TextError(
-            f"the Wikipedia sample is missing from the installed gensim: there is no {dump}; "
-            "install gensim 4 from its wheel: pip install --force-reinstall 'gensim>=4.3.3,<5'"
-        )
+    dump = gensim_file("the Wikipedia sample", DUMP)
     if (found := digest(dump)) != DUMP_SHA256:
         raise TextError(
             f"the Wikipedia sample is not the file that is expected: SHA-256 of {dump} is {found}, "
