@@ -244,19 +244,15 @@ def tune(
         outcomes = run_sweep(jobs, folder, measure=measures, workers=workers)
         made.update(zip(wanted, outcomes, strict=True))
         table = rows_of(made.values(), where, "tuning")
-        best: dict[str, float] = {}
-        for name in optimizers:
-            of_arm = table[table["optimizer"] == name].groupby("multiplier")["loss/tuning"].mean()
-            best[name] = float(of_arm.idxmin())
-            if best[name] == grids[name][0]:
-                grids[name] = [best[name] / 2, *grids[name]]
-            elif best[name] == grids[name][-1]:
-                grids[name] = [*grids[name], best[name] * 2]
-        if all(grids[name][0] < best[name] < grids[name][-1] for name in optimizers) and not any(
-            (name, multiplier, seeds[0]) not in made
-            for name in optimizers
-            for multiplier in grids[name]
-        ):
+        mean = table.groupby(["optimizer", "multiplier"])["loss/tuning"].mean()
+        best = {name: float(mean[name].idxmin()) for name in optimizers}
+        at_an_edge = False
+        for name, grid in grids.items():
+            if best[name] in (grid[0], grid[-1]):
+                at_an_edge = True
+                beyond = best[name] / 2 if best[name] == grid[0] else best[name] * 2
+                grids[name] = sorted([*grid, beyond])
+        if not at_an_edge:
             return best, table
     raise RefusedError(f"{where.name}: no optimum inside the grids {grids}; the best are {best}")
 
