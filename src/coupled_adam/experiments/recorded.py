@@ -29,16 +29,18 @@ from coupled_adam.experiments.evidence import (
 from coupled_adam.experiments.records import RECORDS
 from coupled_adam.experiments.sweep import run_name
 from coupled_adam.files import read_text, write_json, write_whole
+from coupled_adam.gpt import GPTConfig
 from coupled_adam.provenance import environment
 from coupled_adam.text import Corpus
 from coupled_adam.training.folder import CHECKPOINT_FILE, read_description
 
 FOLDER = RECORDS / "evidence"
-WIKIPEDIA, BOOKS = "wikipedia", "books"
+WIKIPEDIA, BOOKS, SYNTHETIC = "wikipedia", "books", "synthetic"
 SAME_ARM = "same-arm"
 
 ADAM, MEMORY, EPSILON, COUPLED = "adamw", "adamw-memory", "adamw-epsilon", "coupled"
 PAIR, RIVALS = (ADAM, COUPLED), (ADAM, MEMORY, EPSILON, COUPLED)
+_THREE = (ADAM, MEMORY, COUPLED)  # with the strongest rival of "0.4M"
 # Where the grids begin: a scout of 96 runs with one seed at 0.1 million tokens, base rates from
 # 5e-4 to 4e-3, found each arm's optimum here. They extend by themselves.
 GRIDS = {ADAM: (8.0, 16.0, 32.0), MEMORY: (8.0, 16.0, 32.0), EPSILON: (16.0, 32.0, 64.0)}
@@ -52,7 +54,8 @@ class Point:
 
     Attributes:
         name: of the setting.
-        source: "wikipedia", or "books" for the text that is given.
+        source: "wikipedia", "books" for the text that is given, or "synthetic" for a language of
+            64 word classes.
         tokens: of the training text, spread over it; a run reads as many.
         vocabulary: tokens of the vocabulary.
         arms: that are compared.
@@ -63,7 +66,9 @@ class Point:
         common: the common multiplier, or None.
         shuffled: arms that are trained on the shuffled twin of the text too, at the multipliers
             that won on the text itself.
+        exponent: of Zipf's law in the synthetic language.
         changes: fields of ``TrainingConfig``.
+        model: fields of ``GPTConfig``.
     """
 
     name: str
@@ -76,23 +81,36 @@ class Point:
     report_seeds: tuple[int, ...] = REPORT_SEEDS[:3]
     common: float | None = None
     shuffled: tuple[str, ...] = ()
+    exponent: float = 1.0
     changes: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
 
 
+_SYNTHETIC_TOKENS, _SYNTHETIC_CLASSES = 1_600_000, 64  # a twentieth of it for each half of a report
 _TENTH = 102_400
 POINTS = (
     Point("0.1M", BOOKS, _TENTH, arms=RIVALS, tuning_seeds=TUNING_SEEDS,
           report_seeds=REPORT_SEEDS, common=1.0, shuffled=RIVALS),
     Point("0.4M", BOOKS, 4 * _TENTH, arms=RIVALS, around="0.1M",
           tuning_seeds=TUNING_SEEDS, report_seeds=REPORT_SEEDS, shuffled=PAIR),
+    Point("wikipedia", WIKIPEDIA, _TENTH, arms=RIVALS),
+    # What decides? One setting is changed, and the rates are chosen anew.
     *(Point(f"beta2 {beta2}", BOOKS, _TENTH, changes={"embedding_betas": (0.9, beta2)})
       for beta2 in (0.99, 0.9999, 0.9, 0.999)),
-    *(Point(f"batch {batch}", BOOKS, _TENTH, changes={"batch_size": batch}) for batch in (1, 16)),
-    Point("wikipedia", WIKIPEDIA, _TENTH, arms=RIVALS),
-    Point("vocabulary 1024", WIKIPEDIA, _TENTH, 1024),
-    Point("1.6M", BOOKS, 16 * _TENTH, arms=(ADAM, EPSILON, COUPLED), around="0.4M",
+    *(Point(f"batch {batch}", BOOKS, _TENTH, arms=_THREE, changes={"batch_size": batch})
+      for batch in (1, 16)),
+    *(Point(f"vocabulary {size}", WIKIPEDIA, _TENTH, size, arms=_THREE) for size in (1024, 16_384)),
+    *(Point(f"Zipf {exponent}", SYNTHETIC, _TENTH, arms=_THREE, exponent=exponent)
+      for exponent in (1.0, 0.0, 0.5, 1.5)),
+    Point("untied", BOOKS, _TENTH, arms=_THREE, model={"tied": False}),
+    *(Point(f"width {width}", BOOKS, _TENTH, arms=_THREE, model={"width": width})
+      for width in (64, 256)),
+    *(Point(f"0.4M batch {batch}", BOOKS, 4 * _TENTH, arms=_THREE, changes={"batch_size": batch})
+      for batch in (16, 64)),
+    Point("1.6M", BOOKS, 16 * _TENTH, arms=RIVALS, around="0.4M",
           changes={"precision": "bfloat16"}),
-    Point("vocabulary 16384", WIKIPEDIA, _TENTH, 16_384),
+    Point("6.4M", BOOKS, 64 * _TENTH, arms=_THREE, around="1.6M",
+          changes={"precision": "bfloat16"}),
 )  # fmt: skip
 
 
@@ -180,11 +198,18 @@ def setting_of(point: Point, books: str | Path | None) -> Setting:
     """The setting that a point declares; arguments and errors as for ``make``."""
     if point.source == WIKIPEDIA:
         corpus: Corpus = text.wikipedia_sample(point.vocabulary)
+    elif point.source == SYNTHETIC:
+        corpus = text.synthetic(
+            point.vocabulary, _SYNTHETIC_TOKENS, point.exponent, _SYNTHETIC_CLASSES
+        )
     elif books is None:
         raise RefusedError(f"{point.name} needs the text of books: give a file or folder")
     else:
         corpus = text.load(books, point.vocabulary)
-    return setting(point.name, corpus.spread(point.tokens), **point.changes)
+    changes = dict(point.changes)
+    if point.model:
+        changes["model"] = GPTConfig(corpus.vocabulary_size, **point.model)
+    return setting(point.name, corpus.spread(point.tokens), **changes)
 
 
 def recorded_points(folder: str | Path = FOLDER) -> list[Point]:
