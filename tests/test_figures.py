@@ -312,7 +312,7 @@ def test_names_and_colours_are_those_of_the_arms(monkeypatch: pytest.MonkeyPatch
     finally:
         pages.style.cache_clear()
         pages.script.cache_clear()
-    for one in arms.ARMS.values():
+    for one in palette.coloured():
         assert f'"{one.name}": "{one.label}"' in text
         assert f"--{one.name}:{one.colour};" in text
         if one.colour_on_dark:

@@ -27,6 +27,7 @@ ROOMS = [
     {"text"},
     # The ground. arms imports optim only when a model is trained.
     {"arms"},
+    {"terms"},
     {"optim"},
     {"claims", "files", "geometry", "gpt", "provenance", "statistics", "theory"},
     {"errors", "extras"},

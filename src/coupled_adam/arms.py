@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from coupled_adam import terms
 from coupled_adam.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train the embeddings; everything else is trained by AdamW in every arm.
+    """One way to train the embeddings; everything else is trained by AdamW in almost every arm.
 
     Attributes:
         name: in code, tables and on the command line.
         label: in pictures and prose.
-        colour: as #rrggbb; distinguishable from the others with every common colour blindness.
+        colour: as #rrggbb; distinguishable from the others with every common colour blindness, or
+            ``GREY`` for an arm that is only drawn beside its own name.
         marker: of Matplotlib, distinguishable without colour.
         colour_on_dark: the same, lighter, for live figures on a dark page; "" if it needs none.
         group: what the embeddings' group of the one ``CoupledAdamW`` is told, such as
@@ -36,6 +38,8 @@ class Arm:
             rate; None if they are stepped by the one ``CoupledAdamW``.
         loss_term: what is added to the loss, from logits [N, V] and output embeddings [V, H].
         repair: what is done to the model after every step.
+        matrices: makes the optimizer of the matrices inside the blocks, from these and a learning
+            rate; None if they too are stepped by the one ``CoupledAdamW``.
         learning_rate_multiplier: the embeddings' learning rate as a multiple of the others'.
     """
 
@@ -48,6 +52,7 @@ class Arm:
     optimizer: Callable[[list[Tensor], float], torch.optim.Optimizer] | None = None
     loss_term: Callable[[Tensor, Tensor], Tensor] | None = None
     repair: Callable[[GPT], None] | None = None
+    matrices: Callable[[list[Tensor], float], torch.optim.Optimizer] | None = None
     learning_rate_multiplier: float = 1.0
 
 
@@ -56,6 +61,28 @@ def _sgd(embeddings: list[Tensor], learning_rate: float) -> torch.optim.Optimize
 
     return torch.optim.SGD(embeddings, lr=learning_rate, momentum=0.9)
 
+
+def _shared(**options: Any) -> Callable[[list[Tensor], float], torch.optim.Optimizer]:
+    def make(embeddings: list[Tensor], learning_rate: float) -> torch.optim.Optimizer:
+        from coupled_adam.optim.alternatives import SharedAdam
+
+        return SharedAdam(embeddings, lr=learning_rate, **options)
+
+    return make
+
+
+def _muon(matrices: list[Tensor], learning_rate: float) -> torch.optim.Optimizer:
+    import torch
+
+    if not hasattr(torch.optim, "Muon"):
+        raise RefusedError(f"torch {torch.__version__} has no Muon: this arm needs 2.9 or later")
+    # Its steps have the root mean square of Adam's, so that one learning rate serves both.
+    return torch.optim.Muon(
+        matrices, lr=learning_rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+    )
+
+
+GREY = "#6E6E6E"
 
 # In the order of tables and pictures. Colours: Okabe and Ito's palette; #CC79A7 is the accent of
 # pictures.
@@ -70,8 +97,38 @@ ARMS = {
         Arm("adamw-memory", "Adam, long memory", "#E69F00", "^", "", {"betas": (0.9, 0.999)}),
         Arm("adamw-epsilon", "Adam, large epsilon", "#56B4E9", "v", "", {"eps": 1e-4}),
         Arm("coupled", "Coupled Adam", "#0072B2", "D", "#4AA8E0", {"coupled": True}),
+        # Chapter 12: the second moment shared over another axis, or none.
+        Arm("adam-width", "Adam, shared over the width", GREY, "<",
+            optimizer=_shared(share="width")),
+        Arm("adam-all", "Adam, one number for all", GREY, ">", optimizer=_shared(share="all")),
+        Arm("adam-factored", "Adam, factored", GREY, "P", optimizer=_shared(share="factored")),
+        Arm("ember", "Ember (factored, no momentum)", GREY, "X",
+            optimizer=_shared(share="factored", betas=(0.0, 0.999))),
+        Arm("signum", "Signs of the momentum", GREY, "*", optimizer=_shared(share="sign")),
+        Arm("scale", "Columns normalised, no memory", GREY, "h",
+            optimizer=_shared(share="vocabulary", betas=(0.0, 0.0))),
+        Arm("amsgrad", "AMSGrad", GREY, "8", group={"amsgrad": True}),
+        # Chapter 12: terms in the loss, repairs after the step, Muon on the matrices.
+        Arm("mu-loss", "Adam + mu-loss", GREY, "p", loss_term=terms.mu_loss),
+        Arm("z-loss", "Adam + z-loss", GREY, "H", loss_term=terms.z_loss),
+        Arm("cosine-loss", "Adam + cosine term", GREY, "d", loss_term=terms.cosine_loss),
+        Arm("mu-centring", "Adam, centred after each step", GREY, "|",
+            repair=terms.centre_embeddings),
+        Arm("update-centring", "Adam, updates centred", GREY, "_", optimizer=_shared(centre=True)),
+        Arm("muon", "Muon, Adam on the table", GREY, "1", matrices=_muon),
+        Arm("muon-coupled", "Muon, Coupled Adam on the table", GREY, "2", group={"coupled": True},
+            matrices=_muon),
+        # Chapter 11: between Coupled Adam and Adam.
+        *(Arm(f"between-{own}", f"Coupled to Adam, a = {own}", GREY, marker,
+              optimizer=_shared(share="vocabulary", own=own))
+          for own, marker in ((0.25, "3"), (0.5, "4"), (0.75, "+"))),
+        *(Arm(f"floor-{floor}", f"Adam, floor {floor}", GREY, marker,
+              optimizer=_shared(floor=floor))
+          for floor, marker in ((0.01, "x"), (0.1, "."), (1, ","))),
+        Arm("coupled-uncorrected", "Coupled Adam, uncorrected", GREY, "4",
+            optimizer=_shared(share="vocabulary", bias_correction=False)),
     )
-}
+}  # fmt: skip
 
 MAIN = ("sgd", "adamw", "coupled")  # those that the book explains; what is compared by default
 
@@ -116,11 +173,12 @@ def make_optimizers(
             an optimizer of their own.
 
     Returns:
-        One optimizer, or two if the embeddings have their own, which comes first. Every group has
-        an ``lr_multiplier``, by which a schedule multiplies its learning rate.
+        One optimizer, or more if the embeddings have their own, which comes first, or the matrices
+        have. Every group has an ``lr_multiplier``, by which a schedule multiplies its learning
+        rate.
 
     Raises:
-        RefusedError: if there is no such arm.
+        RefusedError: if there is no such arm, or torch is too old for it.
     """
     from coupled_adam.optim import CoupledAdamW, param_groups
 
@@ -130,16 +188,23 @@ def make_optimizers(
     tables = {id(table): table for table in (model.embedding, model.output_embedding)}
     groups = param_groups(model, weight_decay, embeddings=list(tables.values()))
     of_embeddings, *others = groups
-    for group in others:
-        group["lr_multiplier"] = 1.0
     made: list[torch.optim.Optimizer] = []
+    if chosen.matrices is not None:
+        of_blocks: list[Tensor] = [p for p in model.blocks.parameters() if p.ndim == 2]
+        inside = {id(matrix) for matrix in of_blocks}
+        for group in others:
+            group["params"] = [p for p in group["params"] if id(p) not in inside]
+        made.append(chosen.matrices(of_blocks, learning_rate))
+    for group in (*others, *(group for one in made for group in one.param_groups)):
+        group["lr_multiplier"] = 1.0
     if chosen.optimizer is None:
         given = {name: value for name, value in (embedding or {}).items() if value is not None}
         of_embeddings |= {"coupled": False, "lr_multiplier": multiplier, **chosen.group, **given}
     else:
         groups = others
-        made.append(chosen.optimizer(of_embeddings["params"], learning_rate * multiplier))
-        for group in made[0].param_groups:
+        own = chosen.optimizer(of_embeddings["params"], learning_rate * multiplier)
+        for group in own.param_groups:
             group["lr_multiplier"] = multiplier
+        made.insert(0, own)
     made.append(CoupledAdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=True))
     return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from coupled_adam.arms import ARMS, arm
+from coupled_adam.arms import ARMS, GREY, Arm, arm
 
 # For what is no arm; a third one is black.
 NEUTRAL, ACCENT = "#4d4d4d", "#CC79A7"
@@ -26,6 +26,14 @@ def label(name: str) -> str:
         RefusedError: if there is no such arm.
     """
     return arm(name).label
+
+
+def coloured() -> list[Arm]:
+    """The arms that have a colour of their own, in the book's order.
+
+    Live figures know these: with all the grey ones, each would carry twice as much.
+    """
+    return [one for one in ARMS.values() if one.colour != GREY]
 
 
 def labels() -> dict[str, str]:
@@ -60,5 +68,5 @@ def css(*, dark: bool = False) -> str:
     """
     return "\n".join(
         f"--{one.name}: {one.colour_on_dark or one.colour if dark else one.colour};"
-        for one in ARMS.values()
+        for one in coloured()
     )

@@ -9,8 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from coupled_adam.arms import ARMS
-from coupled_adam.palette import css, labels
+from coupled_adam.palette import coloured, css
 
 _SCRIPTS = {
     "cloud": ("common.js", "model.js", "cloud.js"),
@@ -49,7 +48,7 @@ def piece(kind: str, config: dict[str, Any], alt: str, inside: str = "") -> str:
 def style() -> str:
     """The style of all live figures, with the colours of all arms."""
     arms = [f".live-figure {{ {css()} }}", f".live-figure.dark {{ {css(dark=True)} }}"]
-    for arm in ARMS.values():
+    for arm in coloured():
         arms.append(f".live-figure .{arm.name} {{ --ink: var(--{arm.name}); }}")
         arms.append(f".live-figure .{arm.name} > .name::before {{ {_MARK} }}")
         if arm.marker in _SHAPES:
@@ -70,8 +69,8 @@ _MARK = (
 @cache
 def script(kind: str) -> str:
     """The script of one kind of figure, in a scope of its own, with the look of all arms."""
-    names = json.dumps(labels(), ensure_ascii=False)
-    markers = json.dumps({arm.name: arm.marker for arm in ARMS.values()})
+    names = json.dumps({arm.name: arm.label for arm in coloured()}, ensure_ascii=False)
+    markers = json.dumps({arm.name: arm.marker for arm in coloured()})
     arms = f"const NAMES = {names};\nconst MARKERS = {markers};"
     body = "\n".join([arms, *map(source, _SCRIPTS[kind])])
     # A closing tag inside a string would end the script for the browser.
