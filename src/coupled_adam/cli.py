@@ -26,7 +26,8 @@ with needs("cli"):
     from coupled_adam import evaluation, text
     from coupled_adam.arms import ARMS, MAIN
     from coupled_adam.console import errors_in_one_line, fail, guard_streams, say
-    from coupled_adam.experiments import Outcome, recorded, run_sweep, write_record
+    from coupled_adam.experiments import Outcome, predictor, recorded, run_sweep, write_record
+    from coupled_adam.experiments.evidence import memory
     from coupled_adam.text import Corpus
     from coupled_adam.text.corpus import TOKENIZER_FILE, read_tokenizer
     from coupled_adam.text.streams import COLLECTIONS
@@ -281,7 +282,7 @@ def evidence(
     """Repeat the recorded sweeps of the book, or make some of their settings.
 
     Runs that are there are found, and the same command goes on after an interruption. What is
-    recorded took one core two hours.
+    recorded took one core five hours.
     """
     with errors_in_one_line():
         known = {point.name: point for point in recorded.POINTS}
@@ -302,6 +303,42 @@ def evidence(
             )
             best = ", ".join(f"{arm} x {m:g}" for arm, m in recorded.winners(table).items())
             say(f"{name}: {len(table)} runs; best {best} ({out})")
+
+
+@app.command()
+def predict(
+    source: TextOption = "wikipedia",
+    step_tokens: Annotated[
+        int, typer.Option("--tokens-per-step", help="Of the planned run.", min=1)
+    ] = 512,
+    beta2: Annotated[
+        float, typer.Option(help="Of the second moment of the embeddings, in [0, 1).")
+    ] = 0.95,
+    vocabulary_size: VocabularyOption = None,
+    documents: DocumentsOption = None,
+) -> None:
+    """Predict from word counts and a plan what coupling would change, with the forecast's error.
+
+    The settings that it is fitted to are small networks of chapter 10. It says where it is no
+    better than knowing nothing.
+    """
+    with errors_in_one_line():
+        if not 0 <= beta2 < 1:
+            raise RefusedError(f"--beta2 must be in [0, 1), not {beta2}")
+        table = predictor.settings()
+        corpus = _corpus(source, vocabulary_size or 4096, documents)
+        found = memory(corpus.frequencies, step_tokens, beta2)
+        say(
+            f"{corpus.name}: {found['rare_share']:.0%} of {corpus.vocabulary_size:,} tokens occur "
+            f"less than once within {step_tokens / (1 - beta2):,.0f} tokens, the memory of Adam"
+        )
+        for measure, what in predictor.MEASURES.items():
+            one = predictor.predict(table, found["rare_share"], measure)
+            verdict = "" if one.better_than_mean else ": no better than the mean, do not rely on it"
+            say(
+                f"{what}: {one.value:.2f}; error on settings not seen {one.error:.2f}, of the mean "
+                f"{one.error_of_mean:.2f} ({one.settings} settings){verdict}"
+            )
 
 
 @app.command()

@@ -26,6 +26,7 @@ with needs("book"):
         typical_steps,
     )
     from coupled_adam.plots.evidence import (
+        against_memory,
         gains_by_setting,
         tuning_curves,
         within_memory,
@@ -60,6 +61,7 @@ with needs("book"):
 __all__ = [
     "TokenTrace",
     "after_a_kick",
+    "against_memory",
     "along_the_drift",
     "bowl_paths",
     "by_size",

@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from coupled_adam import palette
 from coupled_adam.palette import NEUTRAL
 from coupled_adam.plots.seeds import check_seeds, mean_and_seeds
-from coupled_adam.plots.style import look, panels
+from coupled_adam.plots.style import look, panels, told_apart
+
+_SETTINGS = "#333333"  # no arm's colour
 
 
 def tuning_curves(tables: Mapping[str, pd.DataFrame], column: str = "loss/tuning") -> Figure:
@@ -106,4 +108,37 @@ def within_memory(occurrences: np.ndarray) -> Figure:
             xscale="log", yscale="log", ylim=(1e-3, 1e6), xlim=(1, len(ranked)),
             xlabel="rank of the token", ylabel="occurrences $n_i$ in memory",
         )  # fmt: skip
+    return figure
+
+
+def against_memory(table: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
+    """Settings against the share of the vocabulary that is rare within Adam's memory.
+
+    Args:
+        table: one row a setting: columns rare_share (in [0, 1]), varied (what was varied, which
+            gives the marker) and the measures; NaN is left out.
+        measures: columns to draw, one panel each, with the label of its axis.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if more than nine things were varied.
+    """
+    kinds = {kind: kind for kind in table["varied"]}
+    markers = told_apart(kinds, ["o", "s", "^", "D", "v", "P", "X", "*", "<"])
+    with panels(len(measures), width=4.6 * len(measures), height=4.6) as (figure, axes):
+        for ax, (measure, label) in zip(axes, measures.items(), strict=True):
+            ax.axhline(0, color=NEUTRAL, linewidth=1.2)
+            for kind, _, marker in markers:
+                part = table[table["varied"] == kind]
+                ax.plot(
+                    part["rare_share"], part[measure], marker, markersize=8, label=kind,
+                    color=_SETTINGS, fillstyle="none", markeredgewidth=1.7,
+                )  # fmt: skip
+            ax.set(
+                xlabel="share of the vocabulary with $n_i < 1$", ylabel=label, xlim=(-0.03, 1.03)
+            )
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     return figure
