@@ -35,3 +35,17 @@ def test_gains_without_pairs_are_refused():
 def test_occurrences_are_ranked():
     figure = plots.within_memory(np.array([0.0, 5.0, 0.5, 100.0]))
     assert figure.axes[0].lines[0].get_ydata().tolist() == [100.0, 5.0, 0.5]
+
+
+def test_settings_are_drawn_where_they_lie_and_told_apart():
+    table = pd.DataFrame(
+        {"varied": ["batch", "skew", "skew"], "rare_share": [0.1, 0.5, 0.9], "x": [1.0, 2.0, 3.0]}
+    )
+    figure = plots.against_memory(table, {"x": "nats"})
+    _, batch, skew = figure.axes[0].lines
+    assert list(skew.get_xdata()) == [0.5, 0.9] and list(skew.get_ydata()) == [2.0, 3.0]
+    assert batch.get_marker() != skew.get_marker()
+    assert figure.axes[0].get_ylabel() == "nats"
+    many = pd.DataFrame({"varied": [f"kind {k}" for k in range(10)], "rare_share": 0.5, "x": 1.0})
+    with pytest.raises(ValueError, match="at most 9 series"):
+        plots.against_memory(many, {"x": "nats"})

@@ -96,9 +96,7 @@ def settings(folder: str | Path = recorded.FOLDER) -> pd.DataFrame:
                 **{name: table[name].iloc[0] for name in ("rare_share", "median_n", "steps")},
                 DRIFT: adam["geometry/relative_mean_norm"].mean(),
                 GAIN: evidence.gains(table, COUPLED, ADAM).mean(),
-                GAIN_OVER_MEMORY: evidence.gains(table, COUPLED, MEMORY).mean()
-                if rival
-                else np.nan,
+                GAIN_OVER_MEMORY: over_memory,
             }
         )
     return pd.DataFrame(rows).set_index("setting")
