@@ -144,13 +144,13 @@ def test_the_readme_shows_what_the_small_gpt_measured(executed, path):
 
 def test_the_readme_shows_what_the_evidence_says():
     readme = " ".join((notebooks.ROOT / "README.md").read_text(encoding="utf-8").split())
-    shown = re.findall(r"by ([\d.]+)(?: nats)? \(([\d.]+) to ([\d.]+)\) with 0\.([14]) m", readme)
-    assert [size for *_, size in shown] == ["1", "4"]
+    shown = re.findall(r"by ([\d.]+)(?: nats)? \(([\d.]+) to ([\d.]+)\) with ([\d.]+) m", readme)
+    assert [size for *_, size in shown] == ["0.1", "0.4", "1.6"]
     for *numbers, size in shown:
-        table = recorded.read(f"0.{size}M")
+        table = recorded.read(f"{size}M")
         gain = interval(evidence.gains(table, "coupled", "adamw"))
         assert [float(number) for number in numbers] == pytest.approx(list(gain), abs=6e-4)
-    longer = re.search(r"longer text: ([\d.]+) with .* epsilon and ([\d.]+) with", readme).groups()
-    for number, rival in zip(longer, ("adamw-epsilon", "adamw-memory"), strict=True):
-        gains = evidence.gains(recorded.read("0.4M"), rival, "adamw")
+    longer = re.search(r"from 0.4 million tokens on: ([\d.]+) and ([\d.]+)\.", readme).groups()
+    for number, size in zip(longer, ("0.4M", "1.6M"), strict=True):
+        gains = evidence.gains(recorded.read(size), "adamw-memory", "adamw")
         assert float(number) == pytest.approx(gains.mean(), abs=6e-4)

@@ -282,7 +282,7 @@ def evidence(
     """Repeat the recorded sweeps of the book, or make some of their settings.
 
     Runs that are there are found, and the same command goes on after an interruption. What is
-    recorded took one core five hours.
+    recorded took one core ten hours.
     """
     with errors_in_one_line():
         known = {point.name: point for point in recorded.POINTS}
