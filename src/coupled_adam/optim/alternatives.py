@@ -1,7 +1,7 @@
 """The other ways to step a table of embeddings, one line apart: what Coupled Adam stands beside.
 
 For research on one device, in PyTorch's operations: clear, not fast. What is meant for real runs is
-:class:`coupled_adam.CoupledAdamW`.
+``coupled_adam.CoupledAdamW``.
 """
 
 from __future__ import annotations
@@ -20,18 +20,15 @@ SHARES = ("none", "width", "vocabulary", "all", "factored", "sign")
 class SharedAdam(torch.optim.Optimizer):
     """Adam for tables of V tokens and H columns, its second moment shared over a chosen axis.
 
-    ===============  ======================  =====================================================
-    ``share``        second moment of (i, j)  who does it
-    ===============  ======================  =====================================================
-    ``none``         v_ij                    Adam (Kingma and Ba, 2015)
-    ``width``        mean of v over j        Adam-mini on embeddings and head (Zhang et al., 2024)
-    ``vocabulary``   mean of v over i        Coupled Adam (Stollenwerk and Stollenwerk, 2025)
-    ``all``          mean of v over i and j  one number for the whole table
-    ``factored``     r_i c_j / mean of r     Adafactor (Shazeer and Stern, 2018), with r and c the
-                                             means over j and over i
-    ``sign``         none; steps are signs   signum: the sign of the first moment (Bernstein et
-                                             al., 2018)
-    ===============  ======================  =====================================================
+    The choices, the second moment of entry (i, j) in each, and who does it:
+
+    - ``none``: v_ij. Adam (Kingma and Ba, 2015).
+    - ``width``: the mean of v over j. Adam-mini on embeddings and head (Zhang et al., 2024).
+    - ``vocabulary``: the mean of v over i. Coupled Adam (Stollenwerk and Stollenwerk, 2025).
+    - ``all``: the mean over i and j, one number for the whole table.
+    - ``factored``: r_i c_j / mean of r, with r and c the means over j and over i. Adafactor
+      (Shazeer and Stern, 2018).
+    - ``sign``: none; steps are signs of the first moment. Signum (Bernstein et al., 2018).
 
     Args:
         params: matrices [V, H], rows are tokens.
