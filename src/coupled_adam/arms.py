@@ -34,12 +34,14 @@ class Arm:
         colour_on_dark: the same, lighter, for live figures on a dark page; "" if it needs none.
         group: what the embeddings' group of the one ``CoupledAdamW`` is told, such as
             ``{"coupled": True}``.
+        alternative: what ``optim.alternatives.SharedAdam`` is told that steps the embeddings, with
+            the recipe's betas and epsilon where it says none; None if it does not.
         optimizer: makes an optimizer of the embeddings' own, from their matrices and a learning
-            rate; None if they are stepped by the one ``CoupledAdamW``.
+            rate; None if they are stepped by the one ``CoupledAdamW`` or an alternative.
         loss_term: what is added to the loss, from logits [N, V] and output embeddings [V, H].
         repair: what is done to the model after every step.
-        matrices: makes the optimizer of the matrices inside the blocks, from these and a learning
-            rate; None if they too are stepped by the one ``CoupledAdamW``.
+        matrices: makes the optimizer of the matrices inside the blocks, from these, a learning
+            rate and a weight decay; None if they too are stepped by the one ``CoupledAdamW``.
         learning_rate_multiplier: the embeddings' learning rate as a multiple of the others'.
     """
 
@@ -50,9 +52,10 @@ class Arm:
     colour_on_dark: str = ""
     group: Mapping[str, Any] = field(default_factory=dict)
     optimizer: Callable[[list[Tensor], float], torch.optim.Optimizer] | None = None
+    alternative: Mapping[str, Any] | None = None
     loss_term: Callable[[Tensor, Tensor], Tensor] | None = None
     repair: Callable[[GPT], None] | None = None
-    matrices: Callable[[list[Tensor], float], torch.optim.Optimizer] | None = None
+    matrices: Callable[[list[Tensor], float, float], torch.optim.Optimizer] | None = None
     learning_rate_multiplier: float = 1.0
 
 
@@ -62,23 +65,16 @@ def _sgd(embeddings: list[Tensor], learning_rate: float) -> torch.optim.Optimize
     return torch.optim.SGD(embeddings, lr=learning_rate, momentum=0.9)
 
 
-def _shared(**options: Any) -> Callable[[list[Tensor], float], torch.optim.Optimizer]:
-    def make(embeddings: list[Tensor], learning_rate: float) -> torch.optim.Optimizer:
-        from coupled_adam.optim.alternatives import SharedAdam
-
-        return SharedAdam(embeddings, lr=learning_rate, **options)
-
-    return make
-
-
-def _muon(matrices: list[Tensor], learning_rate: float) -> torch.optim.Optimizer:
+def _muon(
+    matrices: list[Tensor], learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
     import torch
 
     if not hasattr(torch.optim, "Muon"):
         raise RefusedError(f"torch {torch.__version__} has no Muon: this arm needs 2.9 or later")
     # Its steps have the root mean square of Adam's, so that one learning rate serves both.
     return torch.optim.Muon(
-        matrices, lr=learning_rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+        matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
     )
 
 
@@ -99,14 +95,14 @@ ARMS = {
         Arm("coupled", "Coupled Adam", "#0072B2", "D", "#4AA8E0", {"coupled": True}),
         # Chapter 12: the second moment shared over another axis, or none.
         Arm("adam-width", "Adam, shared over the width", GREY, "<",
-            optimizer=_shared(share="width")),
-        Arm("adam-all", "Adam, one number for all", GREY, ">", optimizer=_shared(share="all")),
-        Arm("adam-factored", "Adam, factored", GREY, "P", optimizer=_shared(share="factored")),
+            alternative=dict(share="width")),
+        Arm("adam-all", "Adam, one number for all", GREY, ">", alternative=dict(share="all")),
+        Arm("adam-factored", "Adam, factored", GREY, "P", alternative=dict(share="factored")),
         Arm("ember", "Ember (factored, no momentum)", GREY, "X",
-            optimizer=_shared(share="factored", betas=(0.0, 0.999))),
-        Arm("signum", "Signs of the momentum", GREY, "*", optimizer=_shared(share="sign")),
+            alternative=dict(share="factored", betas=(0.0, 0.999))),
+        Arm("signum", "Signs of the momentum", GREY, "*", alternative=dict(share="sign")),
         Arm("scale", "Columns normalised, no memory", GREY, "h",
-            optimizer=_shared(share="vocabulary", betas=(0.0, 0.0))),
+            alternative=dict(share="vocabulary", betas=(0.0, 0.0))),
         Arm("amsgrad", "AMSGrad", GREY, "8", group={"amsgrad": True}),
         # Chapter 12: terms in the loss, repairs after the step, Muon on the matrices.
         Arm("mu-loss", "Adam + mu-loss", GREY, "p", loss_term=terms.mu_loss),
@@ -114,19 +110,19 @@ ARMS = {
         Arm("cosine-loss", "Adam + cosine term", GREY, "d", loss_term=terms.cosine_loss),
         Arm("mu-centring", "Adam, centred after each step", GREY, "|",
             repair=terms.centre_embeddings),
-        Arm("update-centring", "Adam, updates centred", GREY, "_", optimizer=_shared(centre=True)),
+        Arm("update-centring", "Adam, updates centred", GREY, "_", alternative=dict(centre=True)),
         Arm("muon", "Muon, Adam on the table", GREY, "1", matrices=_muon),
         Arm("muon-coupled", "Muon, Coupled Adam on the table", GREY, "2", group={"coupled": True},
             matrices=_muon),
         # Chapter 11: between Coupled Adam and Adam.
         *(Arm(f"between-{own}", f"Coupled to Adam, a = {own}", GREY, marker,
-              optimizer=_shared(share="vocabulary", own=own))
+              alternative=dict(share="vocabulary", own=own))
           for own, marker in ((0.25, "3"), (0.5, "4"), (0.75, "+"))),
         *(Arm(f"floor-{floor}", f"Adam, floor {floor}", GREY, marker,
-              optimizer=_shared(floor=floor))
-          for floor, marker in ((0.01, "x"), (0.1, "."), (1, ","))),
-        Arm("coupled-uncorrected", "Coupled Adam, uncorrected", GREY, "4",
-            optimizer=_shared(share="vocabulary", bias_correction=False)),
+              alternative=dict(floor=floor))
+          for floor, marker in ((0.01, "x"), (0.1, "$f$"), (1, "$F$"))),
+        Arm("coupled-uncorrected", "Coupled Adam, uncorrected", GREY, "$u$",
+            alternative=dict(share="vocabulary", bias_correction=False)),
     )
 }  # fmt: skip
 
@@ -194,15 +190,22 @@ def make_optimizers(
         inside = {id(matrix) for matrix in of_blocks}
         for group in others:
             group["params"] = [p for p in group["params"] if id(p) not in inside]
-        made.append(chosen.matrices(of_blocks, learning_rate))
+        made.append(chosen.matrices(of_blocks, learning_rate, weight_decay))
     for group in (*others, *(group for one in made for group in one.param_groups)):
         group["lr_multiplier"] = 1.0
-    if chosen.optimizer is None:
-        given = {name: value for name, value in (embedding or {}).items() if value is not None}
+    given = {name: value for name, value in (embedding or {}).items() if value is not None}
+    own = None
+    if chosen.optimizer is not None:
+        own = chosen.optimizer(of_embeddings["params"], learning_rate * multiplier)
+    elif chosen.alternative is not None:
+        from coupled_adam.optim.alternatives import SharedAdam
+
+        told = {"betas": betas, "eps": eps, **chosen.alternative, **given}
+        own = SharedAdam(of_embeddings["params"], lr=learning_rate * multiplier, **told)
+    if own is None:
         of_embeddings |= {"coupled": False, "lr_multiplier": multiplier, **chosen.group, **given}
     else:
         groups = others
-        own = chosen.optimizer(of_embeddings["params"], learning_rate * multiplier)
         for group in own.param_groups:
             group["lr_multiplier"] = multiplier
         made.insert(0, own)

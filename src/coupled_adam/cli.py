@@ -314,6 +314,9 @@ def predict(
     beta2: Annotated[
         float, typer.Option(help="Of the second moment of the embeddings, in [0, 1).")
     ] = 0.95,
+    steps: Annotated[
+        int | None, typer.Option(help="Of the planned run; short ones are refused.", min=1)
+    ] = None,
     vocabulary_size: VocabularyOption = None,
     documents: DocumentsOption = None,
 ) -> None:
@@ -333,7 +336,7 @@ def predict(
             f"less than once within {step_tokens / (1 - beta2):,.0f} tokens, the memory of Adam"
         )
         for measure, what in predictor.MEASURES.items():
-            one = predictor.predict(table, found["rare_share"], measure)
+            one = predictor.predict(table, found["rare_share"], measure, steps)
             verdict = "" if one.better_than_mean else ": no better than the mean, do not rely on it"
             say(
                 f"{what}: {one.value:.2f}; error on settings not seen {one.error:.2f}, of the mean "

@@ -29,6 +29,8 @@ def where(corpus):
 def test_a_setting_is_one_pass_over_its_text(where):
     config = where.config
     assert (config.steps, config.warmup_steps, config.evaluate_every) == (10, 1, 2)
+    given = evidence.setting("small", where.corpus, **SMALL, warmup_steps=4).config
+    assert (given.warmup_steps, given.evaluate_every) == (4, 2)
     assert where.columns["tokens"] == 320 == where.columns["steps"] * where.columns["step_tokens"]
 
 

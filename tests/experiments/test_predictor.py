@@ -8,7 +8,6 @@ from typer.testing import CliRunner
 from coupled_adam import cli
 from coupled_adam.errors import RefusedError
 from coupled_adam.experiments import predictor, recorded
-from coupled_adam.experiments.recorded import Point
 
 GROUPS = ("batch", "beta2", "text", "skew", "width")
 
@@ -59,28 +58,15 @@ def test_too_few_settings_and_an_impossible_share_are_refused():
         predictor.predict(few, 0.5, predictor.GAIN)
     with pytest.raises(RefusedError, match=r"in \[0, 1\], not 1.5"):
         predictor.predict(planted(), 1.5, predictor.GAIN)
-
-
-@pytest.mark.parametrize(
-    ("point", "group"),
-    [
-        (Point("a", "books", 1), "length"),
-        (Point("a", "wikipedia", 1), "text"),
-        (Point("a", "wikipedia", 1, 1024), "vocabulary"),
-        (Point("a", "synthetic", 1, exponent=0.5), "skew"),
-        (Point("a", "books", 1, changes={"batch_size": 1}), "batch"),
-        (Point("a", "books", 1, changes={"embedding_betas": (0.9, 0.9)}), "beta2"),
-        (Point("a", "books", 1, model={"tied": False}), "tied"),
-    ],
-)
-def test_what_a_setting_varies(point, group):
-    assert predictor.varied(point) == group
+    with pytest.raises(RefusedError, match="50 steps are too few"):
+        predictor.predict(planted(), 0.5, predictor.GAIN, steps=50)
 
 
 def test_every_recorded_setting_is_read():
     table = predictor.settings()
     assert list(table.index) == [point.name for point in recorded.recorded_points()]
     assert table[["rare_share", "drift", "gain"]].notna().all(axis=None)
+    assert list(table["varied"]) == [point.varied for point in recorded.recorded_points()]
 
 
 def test_the_verb_states_the_forecast_and_its_error():
@@ -91,5 +77,7 @@ def test_the_verb_states_the_forecast_and_its_error():
         assert f"{what}: " in result.stdout
     gain = predictor.predict(predictor.settings(), 0.0, predictor.GAIN)
     assert ("do not rely on it" in result.stdout) != gain.better_than_mean
+    result = CliRunner().invoke(cli.app, ["predict", "--steps", "50"])
+    assert result.exit_code and "too few" in result.output
     result = CliRunner().invoke(cli.app, ["predict", "--beta2", "1"])
     assert result.exit_code and "[0, 1)" in result.output

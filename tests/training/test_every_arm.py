@@ -41,3 +41,23 @@ def test_an_arm_steps_every_parameter_once(name, tied):
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.1
     assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_the_recipe_reaches_the_alternatives_and_muon():
+    model = GPT(GPTConfig(40, context=8, layers=1, heads=2, width=16))
+    given = GIVEN | {"betas": (0.8, 0.7), "eps": 1e-5, "weight_decay": 0.3}
+    (of_table, _) = make_optimizers(model, "adam-factored", **given)
+    (group,) = of_table.param_groups
+    assert (group["betas"], group["eps"], group["share"]) == ((0.8, 0.7), 1e-5, "factored")
+    (of_table, _) = make_optimizers(model, "ember", embedding={"eps": 1e-3, "betas": None}, **given)
+    (group,) = of_table.param_groups
+    assert (group["betas"], group["eps"]) == ((0.0, 0.999), 1e-3)  # the arm's own, and the run's
+    if hasattr(torch.optim, "Muon"):
+        (of_matrices, _) = make_optimizers(model, "muon", **given)
+        assert of_matrices.param_groups[0]["weight_decay"] == 0.3
+
+
+def test_no_two_arms_look_alike():
+    looks = [(one.colour, one.marker) for one in ARMS.values()]
+    assert len(set(looks)) == len(looks)
+    assert len({one.label for one in ARMS.values()}) == len(looks)

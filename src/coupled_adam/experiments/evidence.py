@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -72,18 +73,19 @@ def setting(name: str, corpus: Corpus, **changes: object) -> Setting:
         changes: fields of ``TrainingConfig`` to set otherwise.
 
     Returns:
-        A setting whose warm-up is a tenth of the steps, which is evaluated four times on the way,
-        and whose columns say how the tokens lie within Adam's memory (see ``memory``).
+        A setting whose warm-up is a tenth of the steps and which is evaluated four times on the
+        way, where ``changes`` do not say otherwise, and whose columns say how the tokens lie within
+        Adam's memory (see ``memory``).
     """
     config = small_config(corpus, **changes)
     if "steps" not in changes:
         config = replace(config, steps=max(1, len(corpus.train) // config.step_tokens))
-    config = replace(
-        config,
-        warmup_steps=max(1, config.steps // 10),
-        evaluate_every=max(1, config.steps // 4),
-        checkpoint_every=config.steps,
-    )
+    unless_given: dict[str, Any] = {
+        "warmup_steps": max(1, config.steps // 10),
+        "evaluate_every": max(1, config.steps // 4),
+        "checkpoint_every": config.steps,
+    }
+    config = replace(config, **{k: v for k, v in unless_given.items() if k not in changes})
     beta2 = (config.embedding_betas or config.betas)[1]
     columns: dict[str, float | str] = {
         "text": corpus.name,

@@ -1,6 +1,6 @@
 """The sweeps of the book, declared, made by one command, and kept in ``data/evidence``.
 
-``python -m coupled_adam.experiments TEXT`` makes them; what is there is not made again.
+``coupled-adam evidence NAME --text BOOKS`` makes them; what is there is not made again.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ class Point:
         common: the common multiplier, or None.
         shuffled: arms that are trained on the shuffled twin of the text too, at the multipliers
             that won on the text itself.
+        varied: what it changes against the first point, such as "batch": the group of settings
+            that ``predictor`` leaves out together.
         exponent: of Zipf's law in the synthetic language.
         changes: fields of ``TrainingConfig``.
         model: fields of ``GPTConfig``.
@@ -81,6 +83,7 @@ class Point:
     report_seeds: tuple[int, ...] = REPORT_SEEDS[:3]
     common: float | None = None
     shuffled: tuple[str, ...] = ()
+    varied: str = "length"
     exponent: float = 1.0
     changes: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
@@ -93,19 +96,23 @@ POINTS = (
           report_seeds=REPORT_SEEDS, common=1.0, shuffled=RIVALS),
     Point("0.4M", BOOKS, 4 * _TENTH, arms=RIVALS, around="0.1M",
           tuning_seeds=TUNING_SEEDS, report_seeds=REPORT_SEEDS, shuffled=PAIR),
-    Point("wikipedia", WIKIPEDIA, _TENTH, arms=RIVALS),
+    Point("wikipedia", WIKIPEDIA, _TENTH, arms=RIVALS, varied="text"),
     # What decides? One setting is changed, and the rates are chosen anew.
-    *(Point(f"beta2 {beta2}", BOOKS, _TENTH, changes={"embedding_betas": (0.9, beta2)})
+    *(Point(f"beta2 {beta2}", BOOKS, _TENTH, varied="beta2",
+            changes={"embedding_betas": (0.9, beta2)})
       for beta2 in (0.99, 0.9999, 0.9, 0.999)),
-    *(Point(f"batch {batch}", BOOKS, _TENTH, arms=_THREE, changes={"batch_size": batch})
+    *(Point(f"batch {batch}", BOOKS, _TENTH, arms=_THREE, varied="batch",
+            changes={"batch_size": batch})
       for batch in (1, 16)),
-    *(Point(f"vocabulary {size}", WIKIPEDIA, _TENTH, size, arms=_THREE) for size in (1024, 16_384)),
-    *(Point(f"Zipf {exponent}", SYNTHETIC, _TENTH, arms=_THREE, exponent=exponent)
+    *(Point(f"vocabulary {size}", WIKIPEDIA, _TENTH, size, arms=_THREE, varied="vocabulary")
+      for size in (1024, 16_384)),
+    *(Point(f"Zipf {exponent}", SYNTHETIC, _TENTH, arms=_THREE, varied="skew", exponent=exponent)
       for exponent in (1.0, 0.0, 0.5, 1.5)),
-    Point("untied", BOOKS, _TENTH, arms=_THREE, model={"tied": False}),
-    *(Point(f"width {width}", BOOKS, _TENTH, arms=_THREE, model={"width": width})
+    Point("untied", BOOKS, _TENTH, arms=_THREE, varied="untied head", model={"tied": False}),
+    *(Point(f"width {width}", BOOKS, _TENTH, arms=_THREE, varied="width", model={"width": width})
       for width in (64, 256)),
-    *(Point(f"0.4M batch {batch}", BOOKS, 4 * _TENTH, arms=_THREE, changes={"batch_size": batch})
+    *(Point(f"0.4M batch {batch}", BOOKS, 4 * _TENTH, arms=_THREE, varied="batch",
+            changes={"batch_size": batch})
       for batch in (16, 64)),
     Point("1.6M", BOOKS, 16 * _TENTH, arms=RIVALS, around="0.4M",
           changes={"precision": "bfloat16"}),
