@@ -302,7 +302,8 @@ def evidence(
                 known[name], books, user_path(runs), user_path(out), workers=workers
             )
             best = ", ".join(f"{arm} x {m:g}" for arm, m in recorded.winners(table).items())
-            say(f"{name}: {len(table)} runs; best {best} ({out})")
+            found = f"; best {best}" if best else ""  # a twin is trained at its text's best
+            say(f"{name}: {len(table)} runs{found} ({out})")
 
 
 @app.command()

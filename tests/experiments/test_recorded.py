@@ -29,6 +29,12 @@ def test_a_record_keeps_the_protocol(point):
     about = recorded.provenance(point.name)
     assert about["runs"] == len(table)
     assert about["text"]["training_tokens"] == point.tokens == table["tokens"].iloc[0]
+    if point.twin_of:
+        best = recorded.winners(recorded.read(point.twin_of))
+        assert set(table["stage"]) == {"shuffled"} and set(table["optimizer"]) == set(point.arms)
+        assert (table["multiplier"] == table["optimizer"].map(best)).all()
+        assert set(table["seed"]) == set(point.report_seeds)
+        return
     tuning = table[table["stage"] == "tuning"]
     best = recorded.winners(table)
     assert set(best) == set(point.arms)
@@ -49,15 +55,18 @@ def test_one_run_of_a_record_is_repeated(point):
         pytest.skip("COUPLED_ADAM_BOOKS does not name the text that this record was made from")
     if not BOOKS and point.name not in ("wikipedia", "vocabulary 1024", "Zipf 1.5"):
         pytest.skip("one of each kind without COUPLED_ADAM_BOOKS, and with it all")
-    row = recorded.read(point.name).query("stage == 'report' and optimizer == 'coupled'").iloc[0]
+    table = recorded.read(point.name)
+    row = table[table["stage"].isin(["report", "shuffled"])].iloc[-1]
     where = recorded.setting_of(point, BOOKS)
     assert where.corpus.fingerprint == recorded.provenance(point.name)["text"]["fingerprint"]
+    corpus = where.corpus.shuffled(0) if row.stage == "shuffled" else where.corpus
     config = replace(
-        where.config, optimizer="coupled", embedding_multiplier=row.multiplier, seed=int(row.seed)
+        where.config,
+        optimizer=row.optimizer,
+        embedding_multiplier=row.multiplier,
+        seed=int(row.seed),
     )
-    (outcome,) = run_sweep(
-        [(config, where.corpus)], measure=evidence.measures, workers=1, progress=False
-    )
+    (outcome,) = run_sweep([(config, corpus)], measure=evidence.measures, workers=1, progress=False)
     again = evidence.rows_of([outcome], where, "report").iloc[0]
     # Another processor rounds otherwise; another seed differs by 0.01 and more.
     assert again["loss/report"] == pytest.approx(row["loss/report"], abs=2e-3)
@@ -77,6 +86,7 @@ def tiny(monkeypatch, corpus):
     points = [
         recorded.Point("a", "wikipedia", 192, changes=small, shuffled=recorded.PAIR),
         recorded.Point("b", "wikipedia", 384, changes=small, around="a"),
+        recorded.Point("a twin", "wikipedia", 192, changes=small, twin_of="a"),
     ]
     monkeypatch.setattr(recorded.text, "wikipedia_sample", lambda _: corpus)
     monkeypatch.setattr(recorded, "POINTS", points)
@@ -100,6 +110,20 @@ def test_a_point_is_made_once_and_recorded(tiny, tmp_path, monkeypatch):
         assert {best / 2, best, best * 2} <= set(of_arm["multiplier"])
 
 
+def test_a_twin_is_the_shuffled_part_of_its_point(tiny, tmp_path):
+    out, runs = tmp_path / "out", tmp_path / "runs"
+    made = recorded.make(tiny[0], None, runs, out, workers=1)
+    twin = recorded.make(tiny[2], None, runs, out, workers=1)
+    expected = made[made["stage"] == "shuffled"].drop(columns="setting").reset_index(drop=True)
+    # The columns that the shuffled text lacks are there only where a table has other rows too.
+    pd.testing.assert_frame_equal(
+        twin.drop(columns="setting"), expected[twin.columns.drop("setting")]
+    )
+    assert len(sorted(runs.iterdir())) == len(made)
+    with pytest.raises(RefusedError, match="there is no record of 'a'"):
+        recorded.make(tiny[2], None, runs, tmp_path / "elsewhere", workers=1)
+
+
 def test_the_command_line_makes_what_is_recorded_and_what_is_named(tiny, tmp_path, monkeypatch):
     folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--workers", "1"]
     monkeypatch.setattr(recorded, "recorded_points", lambda *_: tiny[:1])
@@ -114,7 +138,7 @@ def test_the_command_line_makes_what_is_recorded_and_what_is_named(tiny, tmp_pat
     assert result.exit_code == 0 and (tmp_path / "out" / "b.csv").exists()
     result = CliRunner().invoke(cli.app, ["evidence", "c", *folders])
     assert result.exit_code == 2
-    assert "there is no setting 'c': choose from a, b, same-arm" in result.stderr
+    assert "there is no setting 'c': choose from a, b, a twin, same-arm" in result.stderr
 
 
 def test_what_is_missing_is_named(tiny, tmp_path):

@@ -56,7 +56,7 @@ class Prediction:
 
 
 def settings(folder: str | Path = recorded.FOLDER) -> pd.DataFrame:
-    """Every recorded setting of the sweeps, each arm at its own best rate.
+    """Every recorded setting of the sweeps that changes what is trained, each arm at its best rate.
 
     Args:
         folder: of the records.
@@ -70,6 +70,8 @@ def settings(folder: str | Path = recorded.FOLDER) -> pd.DataFrame:
     """
     rows = []
     for point in recorded.recorded_points(folder):
+        if not point.varied:
+            continue
         table = recorded.read(point.name, folder)
         adam = table[(table["stage"] == "report") & (table["optimizer"] == ADAM)]
         over_memory = np.nan

@@ -41,10 +41,21 @@ SAME_ARM = "same-arm"
 ADAM, MEMORY, EPSILON, COUPLED = "adamw", "adamw-memory", "adamw-epsilon", "coupled"
 PAIR, RIVALS = (ADAM, COUPLED), (ADAM, MEMORY, EPSILON, COUPLED)
 _THREE = (ADAM, MEMORY, COUPLED)  # with the strongest rival of "0.4M"
+# Their pairs are the runs of "0.1M" with the same seeds. First those that share the second moment
+# otherwise, then terms in the loss, repairs after the step, and Muon on the matrices.
+ALTERNATIVES = (
+    "adam-width", "adam-all", "adam-factored", "ember", "signum", "scale", "amsgrad", "sgd",
+    "mu-loss", "z-loss", "cosine-loss", "mu-centring", "update-centring", "muon", "muon-coupled",
+)  # fmt: skip
+ABLATIONS = (
+    "between-0.25", "between-0.5", "between-0.75", "floor-0.01", "floor-0.1", "floor-1",
+    "coupled-uncorrected",
+)  # fmt: skip
 # Where the grids begin: a scout of 96 runs with one seed at 0.1 million tokens, base rates from
 # 5e-4 to 4e-3, found each arm's optimum here. They extend by themselves.
 GRIDS = {ADAM: (8.0, 16.0, 32.0), MEMORY: (8.0, 16.0, 32.0), EPSILON: (16.0, 32.0, 64.0)}
 GRIDS[COUPLED] = (4.0, 8.0, 16.0)
+GRIDS["sgd"] = (150.0, 300.0, 600.0)  # around the paper's multiplier
 _DIGITS = 6
 
 
@@ -66,8 +77,11 @@ class Point:
         common: the common multiplier, or None.
         shuffled: arms that are trained on the shuffled twin of the text too, at the multipliers
             that won on the text itself.
+        twin_of: name of an earlier point that this one is nothing but the shuffled twin of: the
+            same arms, seeds and settings, at that point's winners; "" for none.
         varied: what it changes against the first point, such as "batch": the group of settings
-            that ``predictor`` leaves out together.
+            that ``predictor`` leaves out together; "" if it changes the optimizer and not what is
+            trained, which ``predictor`` passes over.
         exponent: of Zipf's law in the synthetic language.
         changes: fields of ``TrainingConfig``.
         model: fields of ``GPTConfig``.
@@ -83,15 +97,20 @@ class Point:
     report_seeds: tuple[int, ...] = REPORT_SEEDS[:3]
     common: float | None = None
     shuffled: tuple[str, ...] = ()
+    twin_of: str = ""
     varied: str = "length"
     exponent: float = 1.0
     changes: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _twin(point: Point) -> Point:
+    return replace(point, name=f"{point.name} shuffled", arms=PAIR, twin_of=point.name, varied="")
+
+
 _SYNTHETIC_TOKENS, _SYNTHETIC_CLASSES = 1_600_000, 64  # a twentieth of it for each half of a report
 _TENTH = 102_400
-POINTS = (
+_OF_PLANS = (
     Point("0.1M", BOOKS, _TENTH, arms=RIVALS, tuning_seeds=TUNING_SEEDS,
           report_seeds=REPORT_SEEDS, common=1.0, shuffled=RIVALS),
     Point("0.4M", BOOKS, 4 * _TENTH, arms=RIVALS, around="0.1M",
@@ -119,6 +138,22 @@ POINTS = (
     Point("6.4M", BOOKS, 64 * _TENTH, arms=_THREE, around="1.6M",
           changes={"precision": "bfloat16"}),
 )  # fmt: skip
+_OF_ARMS = (
+    # Chapter 12: as often tuned and on the same seeds as "0.1M".
+    *(Point(name, BOOKS, _TENTH, arms=arms, tuning_seeds=TUNING_SEEDS, report_seeds=REPORT_SEEDS,
+            varied="")
+      for name, arms in (("alternatives", ALTERNATIVES), ("ablations", ABLATIONS))),
+    # Chapter 11: one setting of the optimizer is changed, the same for either arm.
+    Point("beta1 0", BOOKS, _TENTH, varied="", changes={"embedding_betas": (0.0, 0.95)}),
+    *(Point(f"epsilon {eps}", BOOKS, _TENTH, varied="", changes={"embedding_eps": float(eps)})
+      for eps in ("1e-6", "1e-5", "1e-4", "1e-3")),
+    *(Point(f"warm-up {steps}", BOOKS, _TENTH, varied="", changes={"warmup_steps": steps})
+      for steps in (0, 100)),
+    Point("decay 0.1", BOOKS, _TENTH, varied="", changes={"embedding_weight_decay": 0.1}),
+)  # fmt: skip
+# The shuffled twins of the settings that have none of their own, for gains that are net.
+_TWINS = tuple(_twin(point) for point in _OF_PLANS if not point.shuffled and point.name != "6.4M")
+POINTS = (*_OF_PLANS, *_OF_ARMS, *_TWINS)
 
 
 def make(
@@ -131,7 +166,8 @@ def make(
     """Make one setting of the sweeps, or find what is there of it, and record it.
 
     Args:
-        point: of ``POINTS``. One that is ``around`` another needs that one's record in ``out``.
+        point: of ``POINTS``. One that is ``around`` another, or the ``twin_of`` it, needs that
+            one's record in ``out``.
         books: the text "books", a file or folder; None will do for points on Wikipedia.
         runs: folder of the run folders.
         out: folder of the records: the table as ``NAME.csv``, and ``NAME.json`` with the text,
@@ -147,7 +183,14 @@ def make(
         OSError: if a folder cannot be written.
     """
     where = setting_of(point, books)
-    grids = {name: GRIDS[name] for name in point.arms}
+    if point.twin_of:
+        best = {name: winners(read(point.twin_of, out))[name] for name in point.arms}
+        twin = replace(where, corpus=where.corpus.shuffled(0))
+        table = report(
+            twin, best, runs, seeds=point.report_seeds, common=None, stage="shuffled", **options
+        )
+        return _record(point, where, table, runs, out)
+    grids = {name: GRIDS.get(name, GRIDS[ADAM]) for name in point.arms}
     if point.around:
         best_there = winners(read(point.around, out))
         grids = {
@@ -168,7 +211,12 @@ def make(
             report(twin, of_twin, runs, seeds=point.report_seeds, common=None, stage="shuffled",
                    **options)
         )  # fmt: skip
-    table = pd.concat(tables, ignore_index=True)
+    return _record(point, where, pd.concat(tables, ignore_index=True), runs, out)
+
+
+def _record(
+    point: Point, where: Setting, table: pd.DataFrame, runs: str | Path, out: str | Path
+) -> pd.DataFrame:
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     content = table.to_csv(index=False, float_format=f"%.{_DIGITS}g")
