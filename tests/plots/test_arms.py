@@ -57,6 +57,9 @@ PICTURES = {
     "gains_by_setting": lambda names: plots.gains_by_setting(
         table(names).query("step == 1").assign(setting="all", gain=1.0), ["all"], "setting"
     ),
+    "in_rows": lambda names: plots.in_rows(
+        table(names).query("step == 1").assign(row="all"), VALUE
+    ),
     "intervals": lambda names: plots.intervals(table(names).query("step == 1"), VALUE),
     "learning_rates": lambda names: plots.learning_rates(table(names), VALUE),
     "lengths_against_frequency": lambda names: plots.lengths_against_frequency(

@@ -49,3 +49,20 @@ def test_settings_are_drawn_where_they_lie_and_told_apart():
     many = pd.DataFrame({"varied": [f"kind {k}" for k in range(10)], "rare_share": 0.5, "x": 1.0})
     with pytest.raises(ValueError, match="at most 9 series"):
         plots.against_memory(many, {"x": "nats"})
+
+
+def test_rows_stand_in_their_order_and_zero_is_drawn_where_it_lies_within():
+    one = pd.DataFrame(
+        {"optimizer": "adamw", "row": "b", "seed": [0, 1], "x": [-1.0, 2.0], "y": 5.0}
+    )
+    table = pd.concat([one, one.assign(row="a", optimizer="coupled")])
+    figure = plots.in_rows(table, {"x": "nats", "y": "norm"})
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["b", "a"]
+    at_zero = [
+        [line for line in ax.lines if list(line.get_xdata()) == [0, 0]] for ax in figure.axes
+    ]
+    assert [len(lines) for lines in at_zero] == [1, 0]
+    assert not figure.legends
+    assert plots.in_rows(table.assign(row="a"), {"x": "nats"}).legends
+    with pytest.raises(ValueError, match="at least two values"):
+        plots.in_rows(one.iloc[:1], {"x": "nats"})

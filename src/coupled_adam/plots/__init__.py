@@ -28,6 +28,7 @@ with needs("book"):
     from coupled_adam.plots.evidence import (
         against_memory,
         gains_by_setting,
+        in_rows,
         tuning_curves,
         within_memory,
     )
@@ -77,6 +78,7 @@ __all__ = [
     "from_the_side",
     "gains_by_setting",
     "head_to_tail",
+    "in_rows",
     "intervals",
     "learning_rates",
     "lengths_against_frequency",

@@ -89,6 +89,40 @@ def gains_by_setting(table: pd.DataFrame, settings: Sequence[str], label: str) -
     return figure
 
 
+def in_rows(table: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
+    """Many arms or settings beneath each other: every seed, mean and interval.
+
+    Args:
+        table: columns optimizer, row (what a row is called; rows stand in the order in which they
+            first occur), seed, and the measures. At least two seeds of each arm in a row.
+        measures: columns to draw, one panel each, with the label of its axis.
+
+    Returns:
+        The figure: a line at zero in each panel whose values reach it, and a legend if a row holds
+        more than one arm.
+
+    Raises:
+        RefusedError: for an arm that does not exist.
+        ValueError: if a mean would be that of one seed, or a value is infinite.
+    """
+    rows = list(dict.fromkeys(table["row"]))
+    arms = palette.in_order(table["optimizer"])
+    for measure in measures:
+        check_seeds(table, ["optimizer", "row"], measure)
+    width, height = 3.0 + 3.4 * len(measures), 1.6 + 0.36 * len(rows)
+    with panels(len(measures), width=width, height=height, sharey=True) as (figure, axes):
+        for ax, (measure, label) in zip(axes, measures.items(), strict=True):
+            for name in arms:
+                mean_and_seeds(ax, table, name, measure, "row", order=rows)
+            if table[measure].min() <= 0 <= table[measure].max():
+                ax.axvline(0, color=NEUTRAL, linewidth=1.2, zorder=0.5)
+            ax.set(xlabel=label, ylabel="")
+            ax.tick_params(axis="y", length=0)
+        if (table.groupby("row")["optimizer"].nunique() > 1).any():
+            _legend_below(figure, axes[0])
+    return figure
+
+
 def within_memory(occurrences: np.ndarray) -> Figure:
     """How often each token occurs within the memory of Adam's second moment.
 
