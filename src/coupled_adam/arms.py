@@ -169,9 +169,9 @@ def make_optimizers(
             an optimizer of their own.
 
     Returns:
-        One optimizer, or more if the embeddings have their own, which comes first, or the matrices
-        have. Every group has an ``lr_multiplier``, by which a schedule multiplies its learning
-        rate.
+        One optimizer, or more if the embeddings or the matrices have their own. The first one steps
+        the embeddings, and they are its first group: evaluation reads their moments there. Every
+        group has an ``lr_multiplier``, by which a schedule multiplies its learning rate.
 
     Raises:
         RefusedError: if there is no such arm, or torch is too old for it.
@@ -184,14 +184,14 @@ def make_optimizers(
     tables = {id(table): table for table in (model.embedding, model.output_embedding)}
     groups = param_groups(model, weight_decay, embeddings=list(tables.values()))
     of_embeddings, *others = groups
-    made: list[torch.optim.Optimizer] = []
+    of_matrices: list[torch.optim.Optimizer] = []
     if chosen.matrices is not None:
         of_blocks: list[Tensor] = [p for p in model.blocks.parameters() if p.ndim == 2]
         inside = {id(matrix) for matrix in of_blocks}
         for group in others:
             group["params"] = [p for p in group["params"] if id(p) not in inside]
-        made.append(chosen.matrices(of_blocks, learning_rate, weight_decay))
-    for group in (*others, *(group for one in made for group in one.param_groups)):
+        of_matrices.append(chosen.matrices(of_blocks, learning_rate, weight_decay))
+    for group in (*others, *(group for one in of_matrices for group in one.param_groups)):
         group["lr_multiplier"] = 1.0
     given = {name: value for name, value in (embedding or {}).items() if value is not None}
     own = None
@@ -208,6 +208,5 @@ def make_optimizers(
         groups = others
         for group in own.param_groups:
             group["lr_multiplier"] = multiplier
-        made.insert(0, own)
-    made.append(CoupledAdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=True))
-    return made
+    made = CoupledAdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=True)
+    return [made, *of_matrices] if own is None else [own, made, *of_matrices]

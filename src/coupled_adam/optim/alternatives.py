@@ -115,20 +115,22 @@ class SharedAdam(torch.optim.Optimizer):
             raise RefusedError("SharedAdam needs dense gradients: set sparse=False in the table")
         state = self.state[table]
         if not state:
-            state["step"] = 0
+            # A tensor as in torch.optim: who reads the state of any optimizer expects one.
+            state["step"] = torch.zeros(())
             state["exp_avg"] = torch.zeros_like(table)
             if group["share"] != "sign":
                 state["exp_avg_sq"] = torch.zeros_like(table)
         state["step"] += 1
+        steps = state["step"].item()
         beta1, beta2 = group["betas"]
         first = state["exp_avg"].lerp_(gradient, 1 - beta1)
         if group["share"] == "sign":
             update = first.sign()
         else:
             second = state["exp_avg_sq"].lerp_(gradient.square(), 1 - beta2)
-            correction = 1 - beta2 ** state["step"] if group["bias_correction"] else 1.0
+            correction = 1 - beta2**steps if group["bias_correction"] else 1.0
             root = (_used(second, group) / correction).sqrt_().add_(group["eps"])
-            correction = 1 - beta1 ** state["step"] if group["bias_correction"] else 1.0
+            correction = 1 - beta1**steps if group["bias_correction"] else 1.0
             update = first / correction / root
         if group["centre"]:
             update = update - update.mean(dim=0)
