@@ -168,7 +168,8 @@ def test_what_comes_before_is_called_before_each_timed_call_outside_the_clock(mo
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
     functions = {name: partial(taking, 0.25, name) for name in "ab"}
     before = partial(taking, 4.0, "before")
-    times = benchmark.time_in_turns(functions, rounds=2, seconds=0.5, before=before)
+    # Two calls fill a turn of 8.5 s; 34 would if the 4 s before each were not counted.
+    times = benchmark.time_in_turns(functions, rounds=2, seconds=8.5, before=before)
     assert (times == 0.25).all(axis=None)
     turns = calls[6:]  # after the first calls, and those that count how many fill a turn
     for turn in (turns[i : i + 5] for i in range(0, len(turns), 5)):

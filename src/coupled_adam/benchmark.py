@@ -81,7 +81,8 @@ def time_in_turns(
         functions: what to time, by name; the calls must not depend on each other.
         device: waited for before the clock is read, if it is a "cuda" device.
         rounds: turns of each function, at least 1.
-        seconds: about how long one turn lasts; a function that takes longer is called once.
+        seconds: about how long one turn lasts, with what comes before; a function that takes longer
+            is called once.
         before: called before each timed call, outside the clock; in a training loop a step comes
             right after other operations, whose threads are still awake.
 
@@ -111,9 +112,13 @@ def time_in_turns(
             spent += time.perf_counter() - start
         return spent / calls
 
-    for function in functions.values():
+    calls = {}
+    for name, function in functions.items():
         function()  # the first call may have to set things up
-    calls = {name: max(1, round(seconds / timed(name, 1))) for name in functions}
+        # With what comes before it: a thousand fast steps, each after a slow product, took minutes.
+        start = time.perf_counter()
+        timed(name, 1)
+        calls[name] = max(1, round(seconds / (time.perf_counter() - start)))
     order, shuffle = list(functions), random.Random(0).shuffle
     rows = []
     for _ in range(rounds):
