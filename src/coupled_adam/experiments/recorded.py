@@ -41,8 +41,8 @@ SAME_ARM = "same-arm"
 ADAM, MEMORY, EPSILON, COUPLED = "adamw", "adamw-memory", "adamw-epsilon", "coupled"
 PAIR, RIVALS = (ADAM, COUPLED), (ADAM, MEMORY, EPSILON, COUPLED)
 _THREE = (ADAM, MEMORY, COUPLED)  # with the strongest rival of "0.4M"
-# Their pairs are the runs of "0.1M" with the same seeds. First those that share the second moment
-# otherwise, then terms in the loss, repairs after the step, and Muon on the matrices.
+# First those that share the second moment otherwise, or have none, then terms in the loss, repairs
+# after the step, and Muon on the matrices.
 ALTERNATIVES = (
     "adam-width", "adam-all", "adam-factored", "ember", "signum", "scale", "amsgrad", "sgd",
     "mu-loss", "z-loss", "cosine-loss", "mu-centring", "update-centring", "muon", "muon-coupled",
@@ -139,10 +139,9 @@ _OF_PLANS = (
           changes={"precision": "bfloat16"}),
 )  # fmt: skip
 _OF_ARMS = (
-    # Chapter 12: as often tuned and on the same seeds as "0.1M".
-    *(Point(name, BOOKS, _TENTH, arms=arms, tuning_seeds=TUNING_SEEDS, report_seeds=REPORT_SEEDS,
-            varied="")
-      for name, arms in (("alternatives", ALTERNATIVES), ("ablations", ABLATIONS))),
+    # Chapters 12 and 11; their pairs are the runs of "0.1M" with the same seeds.
+    Point("alternatives", BOOKS, _TENTH, arms=ALTERNATIVES, varied=""),
+    Point("ablations", BOOKS, _TENTH, arms=ABLATIONS, varied=""),
     # Chapter 11: one setting of the optimizer is changed, the same for either arm.
     Point("beta1 0", BOOKS, _TENTH, varied="", changes={"embedding_betas": (0.0, 0.95)}),
     *(Point(f"epsilon {eps}", BOOKS, _TENTH, varied="", changes={"embedding_eps": float(eps)})
