@@ -26,7 +26,14 @@ with needs("cli"):
     from coupled_adam import evaluation, text
     from coupled_adam.arms import ARMS, MAIN
     from coupled_adam.console import errors_in_one_line, fail, guard_streams, say
-    from coupled_adam.experiments import Outcome, predictor, recorded, run_sweep, write_record
+    from coupled_adam.experiments import (
+        Outcome,
+        downstream,
+        predictor,
+        recorded,
+        run_sweep,
+        write_record,
+    )
     from coupled_adam.experiments.evidence import memory
     from coupled_adam.text import Corpus
     from coupled_adam.text.corpus import TOKENIZER_FILE, read_tokenizer
@@ -281,29 +288,47 @@ def evidence(
 ) -> None:
     """Repeat the recorded sweeps of the book, or make some of their settings.
 
+    "downstream NAME" evaluates the embeddings of a setting whose sweep has been made.
+
     Runs that are there are found, and the same command goes on after an interruption. What is
     recorded took one core ten hours.
     """
     with errors_in_one_line():
-        known = {point.name: point for point in recorded.POINTS}
+        made = [point.name for point in recorded.recorded_points()] + [recorded.SAME_ARM]
+        made += [f"{downstream.PREFIX}{point.name}" for point in downstream.recorded_points()]
         for name in points or ():
-            if name not in (*known, recorded.SAME_ARM):
-                raise RefusedError(
-                    f"there is no setting {name!r}: choose from {', '.join(known)}, "
-                    f"{recorded.SAME_ARM}"
-                )
-        there = [point.name for point in recorded.recorded_points()]
-        for name in points or (*there, recorded.SAME_ARM):
-            if name == recorded.SAME_ARM:
-                table = recorded.make_same_arm(user_path(runs), user_path(out), workers=workers)
-                say(f"{name}: {table['called'].sum()} of {len(table)} called different ({out})")
-                continue
-            table = recorded.make(
-                known[name], books, user_path(runs), user_path(out), workers=workers
-            )
-            best = ", ".join(f"{arm} x {m:g}" for arm, m in recorded.winners(table).items())
-            found = f"; best {best}" if best else ""  # a twin is trained at its text's best
-            say(f"{name}: {len(table)} runs{found} ({out})")
+            _check_evidence(name)
+        for name in points or made:
+            say(_make_evidence(name, books, user_path(runs), user_path(out), workers))
+
+
+def _check_evidence(name: str) -> None:
+    known = [point.name for point in recorded.POINTS]
+    of_embeddings = [point.name for point in recorded.POINTS if not point.twin_of]
+    of_point = name.removeprefix(downstream.PREFIX)
+    if name in (*known, recorded.SAME_ARM) or (name != of_point and of_point in of_embeddings):
+        return
+    raise RefusedError(
+        f"there is no setting {name!r}: choose from {', '.join(known)}, {recorded.SAME_ARM}; or "
+        f'"{downstream.PREFIX}NAME" with one of these but the last and the shuffled'
+    )
+
+
+def _make_evidence(name: str, books: str | None, runs: Path, out: Path, workers: int | None) -> str:
+    """One record made, and what to say of it."""
+    if name == recorded.SAME_ARM:
+        table = recorded.make_same_arm(runs, out, workers=workers)
+        return f"{name}: {table['called'].sum()} of {len(table)} called different ({out})"
+    known = {point.name: point for point in recorded.POINTS}
+    if name.startswith(downstream.PREFIX):
+        point = known[name.removeprefix(downstream.PREFIX)]
+        table = downstream.make(point, books, runs, out, workers=workers)
+        evaluated = len(table.groupby(["optimizer", "seed"]))
+        return f"{name}: {evaluated} runs evaluated ({out})"
+    table = recorded.make(known[name], books, runs, out, workers=workers)
+    best = ", ".join(f"{arm} x {m:g}" for arm, m in recorded.winners(table).items())
+    found = f"; best {best}" if best else ""  # a twin is trained at its text's best
+    return f"{name}: {len(table)} runs{found} ({out})"
 
 
 @app.command()

@@ -216,11 +216,8 @@ def make(
 def _record(
     point: Point, where: Setting, table: pd.DataFrame, runs: str | Path, out: str | Path
 ) -> pd.DataFrame:
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    content = table.to_csv(index=False, float_format=f"%.{_DIGITS}g")
-    write_whole(out / f"{_stem(point.name)}.csv", content.encode())
-    write_json(out / f"{_stem(point.name)}.json", _provenance(where, table, Path(runs)))
+    write_table(table, point.name, out)
+    write_json(path_of(point.name, out, "json"), provenance_of(where, table, runs))
     return read(point.name, out)
 
 
@@ -242,9 +239,7 @@ def make_same_arm(runs: str | Path, out: str | Path = FOLDER, **options: Any) ->
     where = setting(SAME_ARM, corpus, steps=20)
     where = replace(where, config=replace(where.config, evaluate_every=20))
     table = same_arm(where, ADAM, runs, **options)
-    content = table.to_csv(index=False, float_format=f"%.{_DIGITS}g")
-    Path(out).mkdir(parents=True, exist_ok=True)
-    write_whole(Path(out) / f"{SAME_ARM}.csv", content.encode())
+    write_table(table, SAME_ARM, out)
     return table
 
 
@@ -268,7 +263,7 @@ def setting_of(point: Point, books: str | Path | None) -> Setting:
 
 def recorded_points(folder: str | Path = FOLDER) -> list[Point]:
     """The settings of ``POINTS`` that a folder has a record of; the others are still to be made."""
-    return [one for one in POINTS if (Path(folder) / f"{_stem(one.name)}.csv").exists()]
+    return [one for one in POINTS if path_of(one.name, folder).exists()]
 
 
 def read(name: str, folder: str | Path = FOLDER) -> pd.DataFrame:
@@ -277,7 +272,7 @@ def read(name: str, folder: str | Path = FOLDER) -> pd.DataFrame:
     Raises:
         RefusedError: if it is not recorded; the message lists the settings that are.
     """
-    path = Path(folder) / f"{_stem(name)}.csv"
+    path = path_of(name, folder)
     if not path.exists():
         there = ", ".join(point.name for point in recorded_points(folder))
         raise RefusedError(f"there is no record of {name!r}; recorded are: {there or 'none'}")
@@ -286,7 +281,7 @@ def read(name: str, folder: str | Path = FOLDER) -> pd.DataFrame:
 
 def provenance(name: str, folder: str | Path = FOLDER) -> dict[str, Any]:
     """What the recorded table of a setting depends on; see ``data/README.md``."""
-    return json.loads(read_text(Path(folder) / f"{_stem(name)}.json"))
+    return json.loads(read_text(path_of(name, folder, "json")))
 
 
 def winners(table: pd.DataFrame) -> dict[str, float]:
@@ -296,11 +291,33 @@ def winners(table: pd.DataFrame) -> dict[str, float]:
     return {str(name): float(part.idxmin()[1]) for name, part in mean.groupby("optimizer")}
 
 
-def _stem(name: str) -> str:
-    return name.replace(" ", "-")
+def path_of(name: str, folder: str | Path = FOLDER, ending: str = "csv") -> Path:
+    """The file of a recorded table, or with the ending "json" of what it depends on."""
+    return Path(folder) / f"{name.replace(' ', '-')}.{ending}"
 
 
-def _provenance(where: Setting, table: pd.DataFrame, runs: Path) -> dict[str, Any]:
+def write_table(table: pd.DataFrame, name: str, out: str | Path) -> None:
+    """Write a table as ``NAME.csv``, six significant digits.
+
+    Raises:
+        OSError: if the folder cannot be made or the file cannot be written.
+    """
+    path = path_of(name, out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, table.to_csv(index=False, float_format=f"%.{_DIGITS}g").encode())
+
+
+def provenance_of(where: Setting, table: pd.DataFrame, runs: str | Path) -> dict[str, Any]:
+    """What a table depends on, as ``data/README.md`` says it.
+
+    Args:
+        where: the setting of its runs.
+        table: one row a run: columns stage, optimizer, multiplier, seed.
+        runs: folder of the run folders, which must hold all of them.
+
+    Raises:
+        OSError: if one of them is not there.
+    """
     twin = where.corpus.shuffled(0)
     seconds, sessions = 0.0, {}
     for row in table.itertuples(index=False):
@@ -310,7 +327,7 @@ def _provenance(where: Setting, table: pd.DataFrame, runs: Path) -> dict[str, An
             embedding_multiplier=row.multiplier,
             seed=row.seed,
         )
-        folder = runs / run_name(config, twin if row.stage == "shuffled" else where.corpus)
+        folder = Path(runs) / run_name(config, twin if row.stage == "shuffled" else where.corpus)
         found = read_description(folder)["sessions"]
         written = (folder / CHECKPOINT_FILE).stat().st_mtime
         seconds += written - pd.Timestamp(found[0]["started"]).timestamp()
