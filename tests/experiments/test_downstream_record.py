@@ -14,7 +14,8 @@ from coupled_adam.experiments.sweep import run_sweep
 from coupled_adam.gpt import GPTConfig
 
 RECORDED = downstream.recorded_points()
-LESS = ["value", "low", "high", "chance"]
+NUMBERS = ["value", "low", "high", "chance"]
+BEST = {"adamw": 2.0, "coupled": 4.0}
 
 
 @pytest.mark.parametrize("point", RECORDED, ids=lambda point: point.name)
@@ -53,17 +54,18 @@ def tiny(monkeypatch, corpus):
 
 @pytest.fixture
 def made(tiny, tmp_path):
-    recorded.make(tiny[0], None, tmp_path / "runs", tmp_path / "out", workers=1)
-    before = sorted((tmp_path / "runs").iterdir())
-    table = downstream.make(tiny[0], None, tmp_path / "runs", tmp_path / "out", workers=1)
-    assert sorted((tmp_path / "runs").iterdir()) == before  # the sweep's own runs
-    return table
+    rows = [
+        {"stage": "tuning", "optimizer": name, "multiplier": multiplier, "loss/tuning": loss}
+        for name, best in BEST.items()
+        for multiplier, loss in ((best, 1.0), (2 * best, 2.0))
+    ]
+    recorded.write_table(pd.DataFrame(rows), "a b", tmp_path / "out")
+    return downstream.make(tiny[0], None, tmp_path / "runs", tmp_path / "out", workers=1)
 
 
 def test_the_report_s_runs_are_evaluated_and_read_back(made, tiny, tmp_path, corpus):
-    best = recorded.winners(recorded.read("a b", tmp_path / "out"))
     assert len(made.groupby(["optimizer", "multiplier", "seed"])) == 4
-    assert dict(zip(made["optimizer"], made["multiplier"], strict=True)) == best
+    assert dict(zip(made["optimizer"], made["multiplier"], strict=True)) == BEST
     pd.testing.assert_frame_equal(made, downstream.read("a b", tmp_path / "out"))
     about = recorded.provenance("downstream a b", tmp_path / "out")
     assert about["runs"] == 4 and "commit" not in about["recorded"]
@@ -71,7 +73,7 @@ def test_the_report_s_runs_are_evaluated_and_read_back(made, tiny, tmp_path, cor
     of_run = evaluate(folder, corpus.spread(192)).table
     rows = made[(made["optimizer"] == "coupled") & (made["seed"] == 1)]
     assert rows["note"].tolist() == of_run["note"].tolist()
-    np.testing.assert_allclose(rows[LESS], of_run[LESS], rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(rows[NUMBERS], of_run[NUMBERS], rtol=1e-5, atol=1e-9)
 
 
 def test_what_was_evaluated_is_not_evaluated_again(made, tiny, tmp_path, monkeypatch):
@@ -97,8 +99,12 @@ def test_the_command_line_evaluates_what_has_been_made(tiny, tmp_path):
     def run(*names):
         return CliRunner().invoke(cli.app, ["evidence", *names, *folders])
 
-    result = run("a b", "downstream a b")
+    result = run("a b")
     assert result.exit_code == 0, result.output
+    runs = sorted((tmp_path / "runs").iterdir())
+    result = run("downstream a b")
+    assert result.exit_code == 0, result.output
+    assert sorted((tmp_path / "runs").iterdir()) == runs  # the sweep's own
     assert "downstream a b: 4 runs evaluated" in result.stdout
     assert (tmp_path / "out" / "downstream-a-b.csv").exists()
     for name in ("downstream", "downstream c", "downstream twin", "downstream same-arm"):
