@@ -28,10 +28,9 @@ def test_a_record_holds_every_run_of_the_report(point):
     assert about["text"] == recorded.provenance(point.name)["text"]
     # They are those runs: the shape of their embeddings is that of the sweep's record.
     for name in ("relative_mean_norm", "isoscore"):
-        for optimizer, part in of_sweep.groupby("optimizer"):
-            ours = downstream.values(table, name, optimizer=optimizer)
-            theirs = part.set_index("seed")[f"geometry/{name}"]
-            assert ours.to_numpy() == pytest.approx(theirs[ours.index].to_numpy(), rel=0.02)
+        ours = downstream.by_variant(table, name)["trained"].droplevel("set")
+        theirs = of_sweep.set_index(["optimizer", "seed"])[f"geometry/{name}"]
+        np.testing.assert_allclose(ours, theirs[ours.index], rtol=0.02)
     assert (table["value"].notna() | (table["note"] != "")).all()
 
 
@@ -82,15 +81,17 @@ def test_what_was_evaluated_is_not_evaluated_again(made, tiny, tmp_path, monkeyp
     pd.testing.assert_frame_equal(made, again)
 
 
-def test_values_are_one_measure_by_seed(made):
-    drift = downstream.values(made, "relative_mean_norm", optimizer="adamw")
-    rows = made.query("optimizer == 'adamw' and measure == 'relative_mean_norm'")
-    assert drift.index.tolist() == [0, 1]
-    assert drift.tolist() == rows.query("variant == 'trained'")["value"].tolist()
-    start = downstream.values(made, "relative_mean_norm", variant="untrained")
-    assert len(start) == 2 and not (start == drift).any()
-    with pytest.raises(RefusedError, match="no row has 'beauty'"):
-        downstream.values(made, "beauty")
+def test_variants_stand_side_by_side(made):
+    found = downstream.by_variant(made, "relative_mean_norm")
+    assert list(found) == ["trained", "centred", "all-but-the-top", "untrained"]
+    assert found.index.tolist() == [(n, "", s) for n in ("adamw", "coupled") for s in (0, 1)]
+    row = made.query("optimizer == 'coupled' and seed == 1 and measure == 'relative_mean_norm'")
+    values = row.set_index("variant")["value"].to_dict()
+    assert found.loc["coupled", "", 1].to_dict() == values
+    with pytest.raises(RefusedError, match="no run has a value of 'beauty': there is loss, "):
+        downstream.by_variant(made, "beauty")
+    with pytest.raises(RefusedError, match="'retrieval': too few: 0 of at least 20 documents"):
+        downstream.by_variant(made, "retrieval")
 
 
 def test_the_command_line_evaluates_what_has_been_made(tiny, tmp_path):

@@ -45,8 +45,12 @@ def embeddings(names):
 
 
 VALUE = {"value": "the value"}
+NOTHING = pd.DataFrame({"panel": ["all"], "row": ["use"], "name": ["chance"], "value": [0.5]})
 # Every picture that is given arms, drawn for some of them.
 PICTURES = {
+    "beside_baselines": lambda names: plots.beside_baselines(
+        table(names).query("step == 1").assign(panel="all", row="use"), NOTHING, "score"
+    ),
     "by_size": lambda names: plots.by_size(table(names).query("seed == 0"), VALUE),
     "clouds": lambda names: plots.clouds(embeddings(names), COUNTS),
     "clouds_before_and_after": lambda names: plots.clouds_before_and_after(

@@ -15,7 +15,6 @@ import pandas as pd
 
 from coupled_adam.errors import RefusedError
 from coupled_adam.evaluation import evaluate
-from coupled_adam.evaluation.table import TRAINED
 from coupled_adam.experiments import recorded
 from coupled_adam.experiments.recorded import FOLDER, Point
 from coupled_adam.experiments.sweep import run_sweep
@@ -130,33 +129,31 @@ def read(name: str, folder: str | Path = FOLDER) -> pd.DataFrame:
     return pd.read_csv(StringIO(read_text(path))).fillna(words)
 
 
-def values(
-    table: pd.DataFrame,
-    measure: str,
-    set: str = "",
-    *,
-    optimizer: str | None = None,
-    variant: str = TRAINED,
-) -> pd.Series:
-    """One measure by seed: of an arm's vectors, or of what does not depend on the arm.
+def by_variant(table: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """One measure with what it was taken of side by side.
 
     Args:
         table: as from ``read``.
         measure: such as "retrieval".
-        set: on what; "" where there is only one possibility.
-        optimizer: the arm; None for a variant that all arms share, such as "untrained".
-        variant: as in ``evaluation.Measure``.
 
     Returns:
-        The values, in the measure's unit, with the seeds as index; NaN where it was not taken.
+        The values, in the measure's unit: one row for each optimizer, set and seed (the index), a
+        column for each variant that was measured. So ``found.loc["coupled"] - found.loc["adamw"]``
+        is the paired difference of two arms, and ``found["trained"] - found["untrained"]`` what
+        training has brought.
 
     Raises:
-        RefusedError: if there is no such row.
+        RefusedError: if the measure was not taken of any run; the message says why, if the table
+            does.
     """
-    wanted = (table["measure"] == measure) & (table["set"] == set) & (table["variant"] == variant)
-    if optimizer is not None:
-        wanted &= table["optimizer"] == optimizer
-    found = table[wanted].groupby("seed")["value"]
-    if not len(found):
-        raise RefusedError(f"no row has {measure!r}, {set!r}, {variant!r} of {optimizer!r}")
-    return found.first()
+    rows = table[table["measure"] == measure]
+    taken = rows[rows["value"].notna()]
+    if not len(taken):
+        why = "; ".join(dict.fromkeys(rows["note"])) or f"there is {', '.join(_measures(table))}"
+        raise RefusedError(f"no run has a value of {measure!r}: {why}")
+    wide = taken.pivot(index=["optimizer", "set", "seed"], columns="variant", values="value")
+    return wide[list(dict.fromkeys(taken["variant"]))].rename_axis(columns=None)
+
+
+def _measures(table: pd.DataFrame) -> list[str]:
+    return list(dict.fromkeys(table["measure"]))

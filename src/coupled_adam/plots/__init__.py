@@ -58,12 +58,14 @@ with needs("book"):
         shared_second_moment,
     )
     from coupled_adam.plots.scale import by_size, loss_by_frequency, path_of_mean, run_times
+    from coupled_adam.plots.uses import beside_baselines
 
 __all__ = [
     "TokenTrace",
     "after_a_kick",
     "against_memory",
     "along_the_drift",
+    "beside_baselines",
     "bowl_paths",
     "by_size",
     "clouds",
