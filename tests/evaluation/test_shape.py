@@ -229,8 +229,9 @@ def test_everything_is_in_the_table_of_a_run(measured, run):
     table = measured.table
     assert set(table["measure"]) >= {
         "loss", "calibration", "isotropy", "v_signal_to_noise", "drift_distance", "drift_share",
-        "ppmi_agreement", "spelling_variants", "word_similarity", "analogy_accuracy",
-        "text_similarity", "retrieval", "classification", "loss_spikes", "clipped_steps",
+        "ppmi_agreement", "ppmi_beyond_frequency", "spelling_variants", "word_similarity",
+        "analogy_accuracy", "text_similarity", "retrieval", "classification", "loss_spikes",
+        "clipped_steps",
     }  # fmt: skip
     by_key = table.set_index(["measure", "set", "variant"])["value"]
     assert by_key["loss", "all", "trained"] == pytest.approx(measured.row["validation_loss"])

@@ -70,6 +70,41 @@ def test_vectors_made_of_the_ppmi_agree_fully_and_random_ones_not(corpus):
     assert right["ppmi_agreement", "0 to 1e-06"].note == "too few: 0 of at least 30 tokens"
 
 
+def test_what_frequency_says_is_no_agreement_beyond_it(corpus):
+    """Vectors that know how often each token occurs, alone and beside who stands by whom."""
+    often = torch.from_numpy(np.log(np.maximum(corpus.frequencies, 1e-9)))
+    often = ((often - often.mean()) / often.std())[:, None]
+    random = torch.randn(400, 30, generator=torch.Generator().manual_seed(0)).double()
+    rows = torch.from_numpy(usage.ppmi(usage.cooccurrences(corpus)).toarray())
+    rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-9)
+    vectors = {
+        "trained": torch.cat([often, 0.1 * random], dim=1),
+        "centred": torch.cat([often, rows], dim=1),
+    }
+    found = usage.ppmi_agreement(vectors, corpus)
+    counts, text_too = of(found), of(found, "centred")
+    one, other = ("ppmi_agreement", "all"), ("ppmi_beyond_frequency", "all")
+    assert counts[other].low < 0 < counts[other].high
+    assert text_too[other].low > max(text_too[one].high, 0.2)  # frequency hides what they know
+    left_out = counts["ppmi_beyond_frequency", "0 to 1e-06"]
+    assert left_out.note == "too few: 0 of at least 30 tokens"
+
+
+def test_a_quadratic_function_of_the_frequencies_is_taken_off_whole():
+    random = np.random.default_rng(0)
+    f = random.normal(size=12)
+    known = 3 + f[:, None] + f + 2 * f[:, None] * f - (f[:, None] - f) ** 2
+    assert not usage.beyond_frequency(known, f).any()
+    noise = random.normal(size=(12, 12))
+    noise = noise + noise.T
+    once = usage.beyond_frequency(noise, f)
+    np.testing.assert_allclose(usage.beyond_frequency(noise + known, f), once, atol=1e-9)
+    np.testing.assert_allclose(once, once.T)
+    pairs = np.triu_indices(12, 1)
+    assert abs(np.corrcoef(once[pairs], (f[:, None] * f)[pairs])[0, 1]) < 1e-9
+    assert not usage.beyond_frequency(np.full((5, 5), 7.0), f[:5]).any()
+
+
 @pytest.fixture(scope="module")
 def spelt(tmp_path_factory):
     """A text in which 60 words stand with and without capitals."""

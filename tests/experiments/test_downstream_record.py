@@ -123,5 +123,5 @@ def test_what_cannot_be_evaluated_is_refused(tiny, tmp_path, corpus):
         downstream.read("a b", tmp_path / "out")
     where = recorded.setting_of(tiny[0], None)
     with pytest.raises(RefusedError, match="give run_sweep a folder"):
-        run_sweep([(where.config, where.corpus)], measure=downstream.evaluation_table, workers=1,
+        run_sweep([(where.config, where.corpus)], measure=downstream.evaluated, workers=1,
                   progress=False)  # fmt: skip

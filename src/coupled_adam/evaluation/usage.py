@@ -1,8 +1,9 @@
 """Do the vectors say how tokens are used? Measures that need nothing but the text of the run.
 
-``ppmi_agreement`` compares cosines with those of the co-occurrences that were counted in the text;
-``spelling_variants`` asks whether ``the`` finds ``␣The``. Both are taken on hundreds of tokens,
-and so tell two arms apart where a few dozen word pairs with human scores do not.
+``ppmi_agreement`` compares cosines with those of the co-occurrences that were counted in the text,
+with and without what frequencies say of both; ``spelling_variants`` asks whether ``the`` finds
+``␣The``. They are taken on hundreds of tokens, and so tell two arms apart where a few dozen word
+pairs with human scores do not.
 """
 
 from __future__ import annotations
@@ -82,17 +83,24 @@ def ppmi_agreement(vectors: Mapping[str, Tensor], corpus: Corpus) -> list[Measur
     """Rank correlation of the cosines of vectors with those of the tokens' PPMI rows.
 
     Spearman's correlation over all pairs of up to 400 tokens, drawn from the whole vocabulary
-    (``all``), and from each class of frequency, where what is common to all frequent or all rare
-    tokens no longer counts. Tokens without a neighbour in the text take no part. The interval is
-    over tokens.
+    (``all``), and from each class of frequency. Tokens without a neighbour in the text take no
+    part. The interval is over tokens.
+
+    Both cosines depend on how frequent two tokens are: two frequent ones share many neighbours in
+    any text, and in vectors frequent and rare ones may have moved apart. A correlation of two ranks
+    can come from that alone. So ``ppmi_beyond_frequency`` is the correlation of what is left of
+    them when a quadratic function of the two log frequencies, fitted by least squares, is taken
+    off either: of what the text says about the two words and not about their counts.
 
     Args:
         vectors: by variant, each [V, H].
         corpus: the text that they were trained on.
 
     Returns:
-        Rows of ``ppmi_agreement``, whose ``n`` is the number of tokens.
+        Rows of ``ppmi_agreement`` and of ``ppmi_beyond_frequency``, in [-1, 1], whose ``n`` is the
+        number of tokens.
     """
+    names = ("ppmi_agreement", "ppmi_beyond_frequency")
     rows = ppmi(cooccurrences(corpus))
     lengths = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
     known = np.flatnonzero(lengths > 0)
@@ -100,19 +108,51 @@ def ppmi_agreement(vectors: Mapping[str, Tensor], corpus: Corpus) -> list[Measur
     for name, members in _classes(corpus, known):
         if len(members) < _LEAST_TOKENS:
             note = too_few(len(members), _LEAST_TOKENS, "tokens")
-            measured.append(not_taken("ppmi_agreement", name, note, len(members)))
+            measured += [not_taken(one, name, note, len(members)) for one in names]
             continue
         sample = np.sort(random.permutation(members)[:_TOKENS])
         unit = sparse.diags(1 / lengths[sample]) @ rows[sample]
-        of_text = _ranks((unit @ unit.T).toarray())
+        of_text, n = _ranks((unit @ unit.T).toarray()), len(sample)
+        frequencies = np.log(corpus.frequencies[sample])
+        of_text_beyond = beyond_frequency(of_text, frequencies)
         for variant, vector in vectors.items():
             unit_vectors = directions(vector[torch.from_numpy(sample)])
             of_vectors = _ranks((unit_vectors @ unit_vectors.T).numpy())
             found = correlation_of_pairs(of_vectors, of_text)
-            measured.append(
-                Measure("ppmi_agreement", name, variant, *found, n=len(sample), chance=0)
-            )
+            measured.append(Measure(names[0], name, variant, *found, n=n, chance=0))
+            beyond = beyond_frequency(of_vectors, frequencies)
+            if not (beyond.any() and of_text_beyond.any()):
+                note = "not defined: their frequencies say all of it"
+                measured.append(not_taken(names[1], name, note, n, variant))
+                continue
+            found = correlation_of_pairs(beyond, of_text_beyond)
+            measured.append(Measure(names[1], name, variant, *found, n=n, chance=0))
     return measured
+
+
+def beyond_frequency(values: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
+    """What two tokens' frequencies do not say of a value that each pair of them has.
+
+    A symmetric quadratic function of the two log frequencies is fitted to the pairs by least
+    squares and taken off.
+
+    Args:
+        values: symmetric, [n, n]; the diagonal is not looked at.
+        frequencies: the log frequency of each token, [n].
+
+    Returns:
+        [n, n], symmetric, 0 on the diagonal; 0 everywhere if nothing but rounding is left.
+    """
+    first, second = np.triu_indices(len(values), 1)
+    total = frequencies[first] + frequencies[second]
+    apart = frequencies[first] - frequencies[second]
+    known = np.stack([np.ones_like(total), total, total**2, apart**2], axis=1)
+    of_pairs = values[first, second]
+    left = of_pairs - known @ np.linalg.lstsq(known, of_pairs, rcond=None)[0]
+    beyond = np.zeros(values.shape)
+    if np.abs(left).max() > 1e-9 * np.abs(of_pairs).max():
+        beyond[first, second] = left
+    return beyond + beyond.T
 
 
 def _classes(corpus: Corpus, known: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

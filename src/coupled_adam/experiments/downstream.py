@@ -26,7 +26,7 @@ PREFIX = "downstream "  # of the records' names
 _RUN = ["setting", "optimizer", "multiplier", "seed"]
 
 
-def evaluation_table(run: Run, corpus: Corpus) -> pd.DataFrame:
+def evaluated(run: Run, corpus: Corpus) -> pd.DataFrame:
     """The long table of ``evaluation.evaluate``, as a measure of ``run_sweep``.
 
     Args:
@@ -80,7 +80,7 @@ def make(
         for seed in point.report_seeds
         for name in point.arms
     ]
-    outcomes = run_sweep(jobs, runs, measure=evaluation_table, **options)
+    outcomes = run_sweep(jobs, runs, measure=evaluated, **options)
     tables, rows = [], []
     for one in outcomes:
         if one.measured is None:
