@@ -89,13 +89,14 @@ def gains_by_setting(table: pd.DataFrame, settings: Sequence[str], label: str) -
     return figure
 
 
-def in_rows(table: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
+def in_rows(table: pd.DataFrame, measures: Mapping[str, str], *, one_scale: bool = False) -> Figure:
     """Many arms or settings beneath each other: every seed, mean and interval.
 
     Args:
         table: columns optimizer, row (what a row is called; rows stand in the order in which they
             first occur), seed, and the measures. At least two seeds of each arm in a row.
         measures: columns to draw, one panel each, with the label of its axis.
+        one_scale: whether the panels share their horizontal axis.
 
     Returns:
         The figure: a line at zero in each panel whose values reach it, and a legend if a row holds
@@ -110,7 +111,8 @@ def in_rows(table: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
     for measure in measures:
         check_seeds(table, ["optimizer", "row"], measure)
     width, height = 3.0 + 3.4 * len(measures), 1.6 + 0.36 * len(rows)
-    with panels(len(measures), width=width, height=height, sharey=True) as (figure, axes):
+    shared = {"sharey": True, "sharex": one_scale}
+    with panels(len(measures), width=width, height=height, **shared) as (figure, axes):
         for ax, (measure, label) in zip(axes, measures.items(), strict=True):
             for name in arms:
                 mean_and_seeds(ax, table, name, measure, "row", order=rows)
