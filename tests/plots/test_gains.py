@@ -63,8 +63,9 @@ def test_rows_stand_in_their_order_and_zero_is_drawn_where_it_lies_within():
     ]
     assert [len(lines) for lines in at_zero] == [1, 0]
     assert not figure.legends
-    one, other = plots.in_rows(table, {"x": "nats", "y": "norm"}, one_scale=True).axes
-    assert one.get_xlim() == other.get_xlim() != figure.axes[0].get_xlim()
+    left, right = plots.in_rows(table, {"x": "nats", "y": "norm"}, one_scale=True).axes
+    assert left.get_xlim() == right.get_xlim()
+    assert figure.axes[0].get_xlim() != figure.axes[1].get_xlim()
     assert plots.in_rows(table.assign(row="a"), {"x": "nats"}).legends
     with pytest.raises(ValueError, match="at least two values"):
         plots.in_rows(one.iloc[:1], {"x": "nats"})
