@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from coupled_adam import cli
 from coupled_adam.errors import RefusedError
 from coupled_adam.experiments import evidence, recorded
-from coupled_adam.experiments.sweep import run_sweep
+from coupled_adam.experiments.sweep import DIVERGED_FILE, run_name, run_sweep
 from coupled_adam.gpt import GPTConfig
+from coupled_adam.training.folder import CHECKPOINT_FILE
 
 BOOKS = os.environ.get("COUPLED_ADAM_BOOKS")
 RECORDED = recorded.recorded_points()
@@ -112,6 +113,27 @@ def test_a_point_is_made_once_and_recorded(tiny, tmp_path, monkeypatch):
     for name, best in recorded.winners(made).items():
         of_arm = second[(second["optimizer"] == name) & (second["stage"] == "tuning")]
         assert {best / 2, best, best * 2} <= set(of_arm["multiplier"])
+
+
+def test_a_diverged_run_is_recorded_like_the_others(tiny, tmp_path):
+    out, runs = tmp_path / "out", tmp_path / "runs"
+    made = recorded.make(tiny[0], None, runs, out, workers=1)
+    tuning = made[made["stage"] == "tuning"]
+    worst = tuning.loc[tuning["loss/tuning"].idxmax()]
+    where = recorded.setting_of(tiny[0], None)
+    config = replace(
+        where.config,
+        optimizer=worst["optimizer"],
+        embedding_multiplier=worst["multiplier"],
+        seed=int(worst["seed"]),
+    )
+    folder = runs / run_name(config, where.corpus)
+    (folder / CHECKPOINT_FILE).unlink()
+    (folder / DIVERGED_FILE).write_text('{"step": 3, "what": "loss inf"}')
+    again = recorded.make(tiny[0], None, runs, out, workers=1)
+    assert again["diverged_at"].max() == 3 and len(again) == len(made)
+    assert recorded.winners(again) == recorded.winners(made)
+    assert recorded.provenance("a", out)["runs"] == len(made)
 
 
 def test_a_twin_is_the_shuffled_part_of_its_point(tiny, tmp_path):

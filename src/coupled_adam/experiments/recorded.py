@@ -27,7 +27,7 @@ from coupled_adam.experiments.evidence import (
     tune,
 )
 from coupled_adam.experiments.records import RECORDS
-from coupled_adam.experiments.sweep import run_name
+from coupled_adam.experiments.sweep import DIVERGED_FILE, run_name
 from coupled_adam.files import read_text, write_json, write_whole
 from coupled_adam.gpt import GPTConfig
 from coupled_adam.provenance import environment
@@ -329,7 +329,9 @@ def provenance_of(where: Setting, table: pd.DataFrame, runs: str | Path) -> dict
         )
         folder = Path(runs) / run_name(config, twin if row.stage == "shuffled" else where.corpus)
         found = read_description(folder)["sessions"]
-        written = (folder / CHECKPOINT_FILE).stat().st_mtime
+        # A diverged run has no checkpoint, or an old one.
+        ends = [folder / name for name in (CHECKPOINT_FILE, DIVERGED_FILE)]
+        written = max(end.stat().st_mtime for end in ends if end.exists())
         seconds += written - pd.Timestamp(found[0]["started"]).timestamp()
         for session in found:
             for name in ("started", "first_step", "commit"):
