@@ -3,6 +3,7 @@
 from coupled_adam.extras import needs
 
 with needs("book"):
+    from coupled_adam.plots.ablations import by_number, ways_of_groups
     from coupled_adam.plots.cloud import (
         along_the_drift,
         cosine_histogram,
@@ -65,6 +66,7 @@ __all__ = [
     "against_memory",
     "along_the_drift",
     "bowl_paths",
+    "by_number",
     "by_size",
     "clouds",
     "clouds_before_and_after",
@@ -102,6 +104,7 @@ __all__ = [
     "tuning_curves",
     "typical_steps",
     "walk",
+    "ways_of_groups",
     "within_memory",
     "zipf",
 ]
