@@ -75,7 +75,7 @@ def ways_of_groups(ways: pd.Series, limits: tuple[float, float]) -> Figure:
     """
     with panels(width=6.0, height=3.4) as (figure, (ax,)):
         bars = ax.bar([*ways.index, "mean of all"], [*ways, ways.mean()], color=NEUTRAL)
-        bars[-1].set(color=ACCENT, hatch="//", edgecolor="white")
+        bars[-1].set_color(ACCENT)
         ax.bar_label(bars, fmt="%.1f", padding=2)
         ax.axhline(0, color=NEUTRAL, linewidth=1.2)
         ax.set(ylim=limits, ylabel="way (learning rates)")
