@@ -26,6 +26,13 @@ def test_the_ring_is_around_the_best_multiplier():
     assert len(dots.get_xdata()) == 6  # the tuning runs, and not those of the report
 
 
+def test_the_legend_names_the_arms_of_all_panels_once():
+    curve = tuning({1.0: 3.0, 2.0: 2.5, 4.0: 2.7})
+    both = pd.concat([curve, curve.assign(optimizer="adamw")])
+    (legend,) = plots.tuning_curves({"a": curve, "b": both}).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["Coupled Adam", "Adam"]
+
+
 def test_gains_without_pairs_are_refused():
     one = pd.DataFrame([{"optimizer": "coupled", "setting": "a", "seed": 0, "gain": 0.1}])
     with pytest.raises(ValueError, match="at least two values"):

@@ -3,6 +3,7 @@
 from coupled_adam.extras import needs
 
 with needs("book"):
+    from coupled_adam.plots.ablations import by_number, ways_of_groups
     from coupled_adam.plots.cloud import (
         along_the_drift,
         cosine_histogram,
@@ -67,6 +68,7 @@ __all__ = [
     "along_the_drift",
     "beside_baselines",
     "bowl_paths",
+    "by_number",
     "by_size",
     "clouds",
     "clouds_before_and_after",
@@ -104,6 +106,7 @@ __all__ = [
     "tuning_curves",
     "typical_steps",
     "walk",
+    "ways_of_groups",
     "within_memory",
     "zipf",
 ]

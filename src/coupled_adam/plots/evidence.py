@@ -53,14 +53,19 @@ def tuning_curves(tables: Mapping[str, pd.DataFrame], column: str = "loss/tuning
             ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             ax.minorticks_off()
         axes[0].set_ylabel("loss of the tuning half (nats)")
-        _legend_below(figure, axes[0])
+        _legend_below(figure, *axes)
     return figure
 
 
-def _legend_below(figure: Figure, ax: Axes) -> None:
-    """The legend of a panel under the whole figure: within it, it would cover lines."""
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=10, frameon=False)
+def _legend_below(figure: Figure, *axes: Axes) -> None:
+    """The legend of some panels under the whole figure: within it, it would cover lines."""
+    named: dict[str, Any] = {}  # an arm of two panels stands there once
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    figure.legend(
+        named.values(), list(named), loc="outside lower center", ncols=2, fontsize=10, frameon=False
+    )
 
 
 def gains_by_setting(table: pd.DataFrame, settings: Sequence[str], label: str) -> Figure:
