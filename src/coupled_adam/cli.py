@@ -291,7 +291,7 @@ def evidence(
     "downstream NAME" evaluates the embeddings of a setting whose sweep has been made.
 
     Runs that are there are found, and the same command goes on after an interruption. What is
-    recorded took one core ten hours.
+    recorded took one core fifteen hours.
     """
     with errors_in_one_line():
         made = [point.name for point in recorded.recorded_points()] + [recorded.SAME_ARM]
