@@ -13,6 +13,14 @@ def corpus(tmp_path_factory):
     return synthetic(200, tokens=20_480, cache=tmp_path_factory.mktemp("language"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def short_evaluations():
+    """Losses on the way that nobody reads take most of a tiny run's time."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(plan, "EVALUATION_TOKENS", 64)
+        yield
+
+
 @pytest.fixture
 def tiny(monkeypatch):
     """The small GPT made tiny, so that short texts are long enough."""

@@ -76,9 +76,9 @@ class Versus:
     def net(self) -> np.ndarray:
         """Gains of the pairs less those of the twin; of the pairs in which nothing diverged."""
         gains = np.array(self.gains, float)
-        if self.twin_gains:
-            gains = gains - np.array(self.twin_gains, float)
-        return gains[np.isfinite(gains)]
+        twin = np.array(self.twin_gains or np.zeros(len(gains)), float)
+        finite = np.isfinite(gains) & np.isfinite(twin)
+        return gains[finite] - twin[finite]
 
 
 @dataclass(frozen=True)

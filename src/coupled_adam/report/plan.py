@@ -306,6 +306,16 @@ def least_tokens(batch: int, context: int | None = None) -> int:
     return LEAST_STEPS * batch * (SHAPE["context"] if context is None else context)
 
 
+def check_minutes(minutes: float) -> None:
+    """Refuse a budget that is none.
+
+    Raises:
+        RefusedError: if it is not a number above 0.
+    """
+    if not 0 < minutes < math.inf:
+        raise RefusedError(f"--minutes must be a number above 0, not {minutes!r}")
+
+
 def check_arms(arms: Sequence[str]) -> tuple[str, ...]:
     """The arms in order, the one that is decided on last.
 
@@ -409,8 +419,7 @@ def make_plan(
     Raises:
         RefusedError: if the budget does not hold three pairs; the message says how much would.
     """
-    if not 0 < minutes < math.inf:
-        raise RefusedError(f"--minutes must be a number above 0, not {minutes!r}")
+    check_minutes(minutes)
     if workers is None:
         workers = os.cpu_count() or 1
     shape = dict(SHAPE if shape is None else shape)
