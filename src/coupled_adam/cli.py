@@ -29,7 +29,7 @@ with needs("cli"):
     from coupled_adam.console import errors_in_one_line, fail, guard_streams, say
     from coupled_adam.experiments import Outcome, predictor, recorded, run_sweep, write_record
     from coupled_adam.experiments.evidence import memory
-    from coupled_adam.report import experiment, plan, tables
+    from coupled_adam.report import experiment, page, plan, tables
     from coupled_adam.report.advice import PRIMARY, THRESHOLD
     from coupled_adam.report.steps import CostSheet
     from coupled_adam.text import Corpus
@@ -429,7 +429,10 @@ def compare(
             ).run()
         costs = CostSheet(work_hours, result.seconds / 3600, work_price, machine_price,
                           planned_hours)  # fmt: skip
+        speed_up = tables.speed_up_of(result.facts(threshold))
+        costs = replace(costs, speed_up=speed_up)
         facts, advice = tables.write_tables(result, out, threshold, costs)
+        page.write_report(result, out, facts, advice, costs)
         say("\n".join(tables.summary_lines(facts, advice)))
         say(f"{out}: {', '.join(sorted(path.name for path in out.iterdir() if path.is_file()))}")
         if result.stopped == "interrupted" and not show:

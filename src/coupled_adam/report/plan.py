@@ -46,7 +46,7 @@ STAIRS = (
 TUNING_SEEDS = (100, 101)
 _TWO_TUNING_SEEDS = 8  # from so many pairs on tuning has two seeds
 LEARNING_RATE = 1e-3  # which the rates of the embeddings are multiples of
-EVALUATIONS, EVALUATION_TOKENS = 8, 4096
+EVALUATIONS, EVALUATION_TOKENS = 4, 4096
 _RANKS_OF_A_LINE = 20  # of fewer the law is taken to be Zipf's
 _CHARACTERS = 4  # of a token, about, for messages
 _PROBE_BLOCKS, _PROBE_STEPS = 3, 8
@@ -362,8 +362,8 @@ def probe(
         The seconds.
     """
     model = GPTConfig(corpus.vocabulary_size, **(SHAPE if shape is None else shape))
-    config = _setting(corpus, model, batch, 0.95, steps).config
-    quiet = replace(config, evaluate_every=steps, evaluation_tokens=model.context)
+    config = replace(_setting(corpus, model, batch, 0.95, steps).config, evaluate_every=steps)
+    quiet = replace(config, evaluation_tokens=model.context)
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for block in range(_PROBE_BLOCKS):
         for name in arms if block % 2 == 0 else [*arms][::-1]:
