@@ -263,5 +263,7 @@ def test_the_effective_speed_up_is_tokens_times_throughput():
     assert facts.speed_ups(curves, COUPLED, ADAM, 1.0) == (2.0, 0.5)
     assert facts.speed_ups(curves, COUPLED, ADAM, 1.5) == (3.0, 0.75)
     assert facts.speed_ups(curves, COUPLED, ADAM, math.nan) == ()
+    nothing = curves.assign(**{"curve/200": [4.0, 8.0, 8.0, 4.0]})  # the worse one learned nothing
+    assert facts.speed_ups(nothing, COUPLED, ADAM, 1.0) == ()
     assert facts.tokens_to_reach(np.array([0, 100]), np.array([8.0, 4.0]), 6.0) == 50
     assert facts.tokens_to_reach(np.array([0, 100]), np.array([8.0, 4.0]), 3.0) == math.inf

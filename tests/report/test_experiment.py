@@ -6,36 +6,14 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from conftest import SHAPE
+from tiny_plan import ADAM, COUPLED, SHAPE, Machine, on
 
 from coupled_adam.errors import RefusedError
 from coupled_adam.evaluation.downstream import LabelledTexts
 from coupled_adam.experiments import evidence
-from coupled_adam.experiments.sweep import Outcome
 from coupled_adam.report import experiment, facts
 from coupled_adam.report.experiment import Experiment, Measures
-from coupled_adam.report.plan import Plan
 from coupled_adam.training import DivergedError
-
-ADAM, COUPLED = "adamw", "coupled"
-
-
-@pytest.fixture(scope="session")
-def plan(corpus):
-    rates = (4.0, 8.0, 16.0)
-    return Plan(
-        arms=(ADAM, COUPLED), vocabulary=200, batch_size=4, beta2=0.95, tokens=320, pairs=3,
-        tuning_seeds=(100,), rates={ADAM: rates, COUPLED: rates}, minutes=5.0, seconds=100.0,
-        workers=1, step_seconds={ADAM: (0.2, 0.1), COUPLED: (0.1, 0.1)}, run_seconds=0.1,
-        target=None, shape=SHAPE, fingerprint=corpus.fingerprint,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def done(plan, corpus, tmp_path_factory):
-    """A whole comparison: its folder, its result, and what was said."""
-    out, said = tmp_path_factory.mktemp("done"), []
-    return out, Experiment(plan, corpus, out, say=said.append).run(), said
 
 
 def same(one, other):
@@ -164,37 +142,6 @@ def test_an_interrupted_comparison_can_be_shown(done, plan, corpus, tmp_path):
             experiment.found(tmp_path / "x")
 
 
-class Machine:
-    """Runs that take so many seconds each, and whose loss is a parabola of the rate."""
-
-    def __init__(self, seconds, best, diverging=()):
-        self.now, self.seconds, self.best, self.diverging = 0.0, seconds, best, diverging
-        self.made = []
-
-    def clock(self):
-        return self.now
-
-    def run_sweep(self, jobs, folder, *, measure, workers):
-        outcomes = []
-        for config, _ in jobs:
-            self.now += self.seconds
-            self.made.append(config.optimizer)
-            off = math.log2(config.embedding_multiplier / self.best[config.optimizer])
-            loss = 5 + off**2 + 0.01 * config.seed
-            rows = [("loss", "tuning", loss), ("loss", "report", loss)]
-            measured = pd.DataFrame(rows, columns=["measure", "set", "value"])
-            at = 3 if (config.optimizer, config.seed) in self.diverging else None
-            outcomes.append(
-                Outcome(config, "", pd.DataFrame(), at, measured=None if at else measured)
-            )
-        return outcomes
-
-
-def on(machine, plan, corpus, out, monkeypatch, **options):
-    monkeypatch.setattr(experiment, "run_sweep", machine.run_sweep)
-    return Experiment(plan, corpus, out, clock=machine.clock, **options).run()
-
-
 def test_an_edge_extends_the_grid(plan, corpus, tmp_path, monkeypatch):
     machine = Machine(1.0, {ADAM: 8.0, COUPLED: 2.0})
     result = on(machine, plan, corpus, tmp_path, monkeypatch)
@@ -218,12 +165,12 @@ def test_the_budget_is_kept_within_a_tenth(plan, corpus, tmp_path, monkeypatch, 
     result = on(machine, plan, corpus, tmp_path, monkeypatch)
     whole = seconds * (6 + 1 + 3 * 5)
     assert result.seconds == machine.now
-    if whole <= 1.1 * 300:
+    if whole <= 1.08 * 300:
         assert (result.pairs, result.stopped) == (3, "")
     else:
         assert result.stopped == "time"
     tuning = 7 if result.tuned[COUPLED] else 6
-    assert machine.now <= max(1.1 * 300, seconds * tuning)  # tuning is not cut in two
+    assert machine.now <= max(1.08 * 300, seconds * tuning)  # tuning is not cut in two
 
 
 def test_a_budget_that_was_used_up_stays_used_up(plan, corpus, tmp_path, monkeypatch):

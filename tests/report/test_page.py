@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import matplotlib
 import pytest
-from test_experiment import ADAM, COUPLED, Machine, done, on, plan  # noqa: F401
+from tiny_plan import ADAM, COUPLED, Machine, on
 
 from coupled_adam.extras import MissingExtraError
 from coupled_adam.report import page, pictures
@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 
 
 @pytest.fixture(scope="module")
-def html(done):  # noqa: F811
+def html(done):
     _, result, _ = done
     facts = result.facts()
     return page.render(result, facts, advise(facts), CostSheet(planned_hours=1000))
@@ -39,7 +39,7 @@ def elements(html):
     return parser.found
 
 
-def test_it_says_verdict_measure_size_rules_and_steps(html, done):  # noqa: F811
+def test_it_says_verdict_measure_size_rules_and_steps(html, done):
     _, result, _ = done
     facts = result.facts()
     advice = advise(facts)
@@ -63,7 +63,7 @@ def test_it_asks_for_nothing_from_anywhere(html):
     assert "url(" not in html and "@import" not in html
 
 
-def test_every_picture_has_words_and_is_the_same_again(html, done):  # noqa: F811
+def test_every_picture_has_words_and_is_the_same_again(html, done):
     _, result, _ = done
     images = [attributes for tag, attributes in elements(html) if tag == "img"]
     assert len(images) == 4
@@ -79,7 +79,7 @@ def test_light_dark_and_paper(html):
     assert 'name="viewport"' in html and '<html lang="en">' in html
 
 
-def test_a_name_of_a_text_is_text(done):  # noqa: F811
+def test_a_name_of_a_text_is_text(done):
     _, result, _ = done
     odd = replace(result, text="<script>alert(1)</script>")
     facts = odd.facts()
@@ -87,7 +87,7 @@ def test_a_name_of_a_text_is_text(done):  # noqa: F811
     assert "<script>" not in html and "&lt;script&gt;" in html
 
 
-def test_without_pictures_the_words_stay(done, monkeypatch):  # noqa: F811
+def test_without_pictures_the_words_stay(done, monkeypatch):
     _, result, _ = done
 
     def missing(_):
@@ -102,14 +102,14 @@ def test_without_pictures_the_words_stay(done, monkeypatch):  # noqa: F811
 
 @pytest.mark.parametrize("diverging", [{(COUPLED, 1)}, {(COUPLED, k) for k in range(3)},
                                        {(ADAM, 0), (COUPLED, 0)}])  # fmt: skip
-def test_runs_that_diverged_have_their_page(plan, corpus, tmp_path, monkeypatch, diverging):  # noqa: F811
+def test_runs_that_diverged_have_their_page(plan, corpus, tmp_path, monkeypatch, diverging):
     machine = Machine(1.0, {ADAM: 8.0, COUPLED: 8.0}, diverging=diverging)
     result = on(machine, plan, corpus, tmp_path, monkeypatch)
     facts = result.facts()
     assert "diverged" in page.render(result, facts, advise(facts))
 
 
-def test_one_pair_has_its_page(plan, corpus, tmp_path, monkeypatch):  # noqa: F811
+def test_one_pair_has_its_page(plan, corpus, tmp_path, monkeypatch):
     machine = Machine(1.0, {ADAM: 8.0, COUPLED: 8.0})
     result = on(machine, replace(plan, pairs=1), corpus, tmp_path, monkeypatch)
     facts = result.facts()

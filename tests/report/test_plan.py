@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import SHAPE
+from tiny_plan import SHAPE
 
 from coupled_adam.errors import RefusedError
 from coupled_adam.experiments.evidence import memory

@@ -5,7 +5,7 @@ import math
 
 import pandas as pd
 import pytest
-from test_experiment import ADAM, COUPLED, Machine, done, on, plan  # noqa: F401
+from tiny_plan import ADAM, COUPLED, Machine, on
 
 from coupled_adam.errors import RefusedError
 from coupled_adam.report import experiment, tables
@@ -14,7 +14,7 @@ from coupled_adam.report.steps import CostSheet
 
 
 @pytest.fixture(scope="module")
-def written(done):  # noqa: F811
+def written(done):
     out, result, _ = done
     tables.write_tables(result, out, costs=CostSheet(planned_hours=100))
     return out, result
@@ -58,7 +58,7 @@ def test_a_report_of_what_there_is_is_the_same(written, tmp_path):
         assert path.read_bytes() == (out / path.name).read_bytes(), path.name
 
 
-def test_a_diverged_run_is_in_the_tables(plan, corpus, tmp_path, monkeypatch):  # noqa: F811
+def test_a_diverged_run_is_in_the_tables(plan, corpus, tmp_path, monkeypatch):
     machine = Machine(1.0, {ADAM: 8.0, COUPLED: 8.0}, diverging={(COUPLED, 1)})
     result = on(machine, plan, corpus, tmp_path, monkeypatch)
     facts, advice = tables.write_tables(result, tmp_path)

@@ -133,7 +133,7 @@ def speed_ups(reported: pd.DataFrame, arm: str, rival: str, step_ratio: float) -
         step_ratio: the rival's seconds a step over the arm's.
 
     Returns:
-        One number a seed; empty if no losses on the way or no ratio are there.
+        One number a seed in which both learned; empty without losses on the way or a ratio.
     """
     columns = sorted((c for c in reported if c.startswith(CURVE)), key=lambda c: int(c[6:]))
     if not columns or not math.isfinite(step_ratio):
@@ -147,11 +147,12 @@ def speed_ups(reported: pd.DataFrame, arm: str, rival: str, step_ratio: float) -
         ours, theirs = (curves.loc[name].to_numpy(float) for name in (arm, rival))
         if not (np.isfinite(ours[-1]) and np.isfinite(theirs[-1])):
             continue
-        if ours[-1] <= theirs[-1]:
-            saved = tokens[-1] / tokens_to_reach(tokens, ours, theirs[-1])
-        else:
-            saved = tokens_to_reach(tokens, theirs, ours[-1]) / tokens[-1]
-        found.append(saved * step_ratio)
+        better, worse = (ours, theirs) if ours[-1] <= theirs[-1] else (theirs, ours)
+        needed = tokens_to_reach(tokens, better, worse[-1])
+        if needed == 0:  # the worse one has learned nothing
+            continue
+        saved = tokens[-1] / needed
+        found.append(float((saved if better is ours else 1 / saved) * step_ratio))
     return tuple(found)
 
 
