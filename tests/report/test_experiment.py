@@ -64,6 +64,9 @@ def test_the_facts_are_those_of_the_runs(done):
     assert one.gains == pytest.approx(tuple(own[ADAM] - own[COUPLED]))
     assert len(one.net) == 3 and one.step_ratio == pytest.approx(1.5)
     assert len(one.speed_up) == 3 and all(math.isfinite(value) for value in one.speed_up)
+    held = result.table.groupby("optimizer")[facts.MEMORY].mean()
+    # The shared moment is a row of 16 numbers, where Adam keeps 200 of them.
+    assert held[ADAM] - held[COUPLED] == pytest.approx(199 * 16 * 4 / 2**20, rel=1e-3)
     assert found.tokens == 320 and found.parameters == result.plan.parameters
 
 

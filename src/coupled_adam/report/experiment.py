@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
 from coupled_adam.errors import RefusedError
 from coupled_adam.evaluation.downstream import LabelledTexts, classification, retrieval
@@ -37,6 +38,7 @@ from coupled_adam.report.facts import (
     CLASSIFICATION,
     COMMON,
     CURVE,
+    MEMORY,
     REPORT,
     RETRIEVAL,
     SHUFFLED,
@@ -130,6 +132,9 @@ class Measures:
         rows = [(m, s, float(v)) for m, s, v in table.itertuples(index=False)]
         for one in run.metrics.dropna(subset="validation_loss").itertuples():
             rows.append((CURVE[:-1], str(int(one.tokens)), float(one.validation_loss)))
+        states = [state for one in run.optimizers for state in one.state.values()]
+        held = sum(t.nbytes for state in states for t in state.values() if isinstance(t, Tensor))
+        rows.append((*MEMORY.split("/"), held / 2**20))  # type: ignore[arg-type]
         size = self.corpus.vocabulary_size
         vectors = {TRAINED: run.model.output_embedding.detach()[:size].double().cpu()}
         found = [(RETRIEVAL, retrieval(vectors, self.corpus))]

@@ -13,6 +13,7 @@ from coupled_adam.report.advice import THRESHOLD, Facts, Versus
 TUNING, REPORT, COMMON, SHUFFLED = "tuning", "report", "common", "shuffled"
 LOSS = "loss/report"
 RETRIEVAL, CLASSIFICATION, CURVE = "retrieval/halves", "classification/labels", "curve/"
+MEMORY = "memory/optimizer_state"
 
 
 def complete_pairs(table: pd.DataFrame, arms: Sequence[str]) -> list[int]:

@@ -165,7 +165,8 @@ def _curves(result: Result, facts: Facts) -> Picture:
         if found is not None:
             said.append(
                 f"over {label(one.rival)} {found.mean:.2f} ({found.low:.2f} to {found.high:.2f}), "
-                f"its step taking {100 / one.step_ratio:.0f} % of the rival's time"
+                f"in tokens alone {found.mean / one.step_ratio:.2f}, its step taking "
+                f"{100 / one.step_ratio:.0f} % of the rival's time"
             )
     answer = (
         f"Effective speed-up {'; '.join(said) or 'not known'}: tokens that the rival needs for one "

@@ -30,6 +30,7 @@ from coupled_adam.report.experiment import Result
 from coupled_adam.report.facts import (
     CLASSIFICATION,
     LOSS,
+    MEMORY,
     REPORT,
     RETRIEVAL,
     TUNING,
@@ -51,6 +52,7 @@ MEASURES = {
     "stability/gradient_spikes": "gradient spikes (share of steps)",
     "stability/largest_gradient_norm": "largest gradient norm",
     "stability/clipped_steps": "clipped steps (share)",
+    MEMORY: "state of the optimizers (MiB)",
 }
 _CLASSES = (0.0, *FREQUENCY_BORDERS, 1.0)
 
