@@ -166,13 +166,13 @@ def test_an_arm_without_an_optimum_is_not_tuned(plan, corpus, tmp_path, monkeypa
 def test_the_budget_is_kept_within_a_tenth(plan, corpus, tmp_path, monkeypatch, seconds):
     machine = Machine(seconds, {ADAM: 8.0, COUPLED: 4.0})
     result = on(machine, plan, corpus, tmp_path, monkeypatch)
-    whole = seconds * (6 + 1 + 3 * 5)
+    tuning = 7 if result.tuned[COUPLED] else 6  # an edge is not followed where pairs would be lost
+    whole = seconds * (tuning + 3 * 5)
     assert result.seconds == machine.now
     if whole <= 1.08 * 300:
         assert (result.pairs, result.stopped) == (3, "")
     else:
         assert result.stopped == "time"
-    tuning = 7 if result.tuned[COUPLED] else 6
     assert machine.now <= max(1.08 * 300, seconds * tuning)  # tuning is not cut in two
 
 

@@ -225,7 +225,7 @@ class Plan:
             f"{self.beta2:g}.",
             f"Arms: {', '.join(map(label, self.rivals))} and, to be decided on, {label(self.arm)}.",
             f"Tuning: {len(self.rates[self.arm])} learning rates of the embeddings for each arm "
-            f"({listed}), {len(self.tuning_seeds)} seed each; more at an edge.",
+            f"({listed}), {len(self.tuning_seeds)} seed(s) each; more at an edge.",
             f"Then {self.pairs} fresh seeds with every arm at its own best rate, at the best rate "
             "of plain Adam, and on the shuffled twin of the text.",
             f"Expected: {_minutes(self.seconds)} of {self.minutes:g} minutes, {self.workers} "
