@@ -219,13 +219,14 @@ class Plan:
             for name in self.arms
         }
         listed = "; ".join(f"{label(name)}: {grid}" for name, grid in grids.items())
+        seeds = "1 seed" if len(self.tuning_seeds) == 1 else f"{len(self.tuning_seeds)} seeds"
         said = [
             f"Model: {self.parameters:,} parameters, vocabulary {self.vocabulary:,}; "
             f"{self.tokens:,} tokens a run in {self.steps:,} steps of {step:,}, beta2 "
             f"{self.beta2:g}.",
             f"Arms: {', '.join(map(label, self.rivals))} and, to be decided on, {label(self.arm)}.",
             f"Tuning: {len(self.rates[self.arm])} learning rates of the embeddings for each arm "
-            f"({listed}), {len(self.tuning_seeds)} seed(s) each; more at an edge.",
+            f"({listed}), {seeds} each; more at an edge.",
             f"Then {self.pairs} fresh seeds with every arm at its own best rate, at the best rate "
             "of plain Adam, and on the shuffled twin of the text.",
             f"Expected: {_minutes(self.seconds)} of {self.minutes:g} minutes, {self.workers} "
