@@ -1,4 +1,4 @@
-"""The command line: prepare a text, train on it, evaluate and export runs; sweeps; benchmarks."""
+"""The command line: prepare, train, compare, evaluate and export; sweeps; benchmarks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import inspect
 import itertools
 import os
 import shlex
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -35,6 +36,9 @@ with needs("cli"):
         write_record,
     )
     from coupled_adam.experiments.evidence import memory
+    from coupled_adam.report import experiment, page, plan, tables
+    from coupled_adam.report.advice import PRIMARY, THRESHOLD
+    from coupled_adam.report.steps import CostSheet
     from coupled_adam.text import Corpus
     from coupled_adam.text.corpus import TOKENIZER_FILE, read_tokenizer
     from coupled_adam.text.streams import COLLECTIONS
@@ -368,6 +372,96 @@ def predict(
                 f"{what}: {one.value:.2f}; error on settings not seen {one.error:.2f}, of the mean "
                 f"{one.error_of_mean:.2f} ({one.settings} settings){verdict}"
             )
+
+
+@app.command()
+def compare(
+    source: Annotated[
+        str, typer.Option("--text", help="A file or folder of plain text, or wikipedia.")
+    ] = "wikipedia",
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="Texts to classify: label, tab, text in each line, or a .csv with the columns "
+            "label and text."
+        ),
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="The budget; more buy more pairs.")] = 10.0,
+    arms: Annotated[
+        str, typer.Option(help="With commas; coupled, or else the last one, is decided on.")
+    ] = ",".join(plan.ARMS),
+    planned: Annotated[
+        str | None,
+        typer.Option(
+            "--plan",
+            help="The large run: tokens-per-step=98304,beta2=0.95,vocabulary=50257,steps=200000.",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder of the report; the same goes on.")] = Path(
+        "report"
+    ),
+    threshold: Annotated[
+        float, typer.Option(help="Nats from which on a gain counts.", min=0)
+    ] = THRESHOLD,
+    vocabulary_size: Annotated[
+        int | None, typer.Option(help="Number of BPE tokens; default: what the text allows.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Runs at a time; default: as many as cores.", min=1)
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Only the report of what is there; train nothing.")
+    ] = False,
+    work_hours: Annotated[float, typer.Option(help="Of the cost sheet.", min=0)] = 16.0,
+    work_price: Annotated[float, typer.Option(help="Of an hour of work.", min=0)] = 80.0,
+    machine_price: Annotated[float, typer.Option(help="Of an hour of machine.", min=0)] = 2.5,
+    planned_hours: Annotated[
+        float, typer.Option(help="Machine hours of the large run; 0 if unknown.", min=0)
+    ] = 0.0,
+) -> None:
+    """Does Coupled Adam pay for this text? Compare it with its rivals, and recommend by rules.
+
+    Says its plan first, keeps its budget within a tenth, and after an interruption the same command
+    goes on. Writes the report, its tables as CSV, and verdict.json.
+    """
+    with errors_in_one_line():
+        started = time.monotonic()
+        out = user_path(out)
+        tables.check_out(out)
+        if show:
+            result = experiment.found(out)
+        else:
+            named = plan.check_arms([name.strip() for name in arms.split(",")])
+            target = None if planned is None else plan.read_target(planned)
+            plan.check_minutes(minutes)
+            corpus, batch = plan.open_text(source, vocabulary_size)
+            labelled = None
+            if labels is not None:
+                labelled = evaluation.downstream.read_labelled(user_path(labels))
+                experiment.check_labels(labelled, corpus, str(labels))
+            out.mkdir(parents=True, exist_ok=True)
+            measure = experiment.Measures(corpus, labelled)
+            say(f"{corpus.name}: {len(corpus.train):,} tokens to train on. A short probe first.")
+            probed = experiment.find_probe(out, corpus, named, batch, measure)
+            made = plan.make_plan(
+                corpus, batch, minutes, named, probed, target=target, workers=workers
+            )
+            say("\n".join([*made.sentences(), plan.scale_sentence(made, corpus)]))
+            say(f"Primary measure: {PRIMARY}. Ctrl-C keeps what is done ({out}).")
+            before = time.monotonic() - started
+            result = experiment.Experiment(
+                made, corpus, out, measure=measure, before=before, say=say
+            ).run()
+        costs = CostSheet(work_hours, result.seconds / 3600, work_price, machine_price,
+                          planned_hours)  # fmt: skip
+        speed_up = tables.speed_up_of(result.facts(threshold))
+        costs = replace(costs, speed_up=speed_up)
+        facts, advice = tables.write_tables(result, out, threshold, costs)
+        page.write_report(result, out, facts, advice, costs)
+        say("\n".join(tables.summary_lines(facts, advice)))
+        say(f"{out}: {', '.join(sorted(path.name for path in out.iterdir() if path.is_file()))}")
+        if result.stopped == "interrupted" and not show:
+            fail(f"interrupted; the same command goes on in {out}", 130)
 
 
 @app.command()
