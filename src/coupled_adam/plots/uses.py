@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,7 +16,11 @@ from coupled_adam.plots.style import look, panels, told_apart
 from coupled_adam.statistics import interval
 
 _HALF_A_ROW = 0.4
-_LINES = [("dotted", NEUTRAL), ("dashed", "black"), ("solid", "black")]
+_LINES: list[tuple[Literal["dotted", "dashed", "solid"], str]] = [
+    ("dotted", NEUTRAL),
+    ("dashed", "black"),
+    ("solid", "black"),
+]
 
 
 def beside_baselines(table: pd.DataFrame, baselines: pd.DataFrame, label: str) -> Figure:
