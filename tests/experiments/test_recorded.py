@@ -115,6 +115,16 @@ def test_a_point_is_made_once_and_recorded(tiny, tmp_path, monkeypatch):
         assert {best / 2, best, best * 2} <= set(of_arm["multiplier"])
 
 
+def test_a_table_without_the_rest_is_not_left_behind(tiny, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(recorded, "write_json", full)
+    with pytest.raises(OSError, match="no space left"):
+        recorded.make(tiny[0], None, tmp_path / "runs", tmp_path / "out", workers=1)
+    assert not list((tmp_path / "out").glob("*.csv"))
+
+
 def test_a_diverged_run_is_recorded_like_the_others(tiny, tmp_path):
     out, runs = tmp_path / "out", tmp_path / "runs"
     made = recorded.make(tiny[0], None, runs, out, workers=1)

@@ -18,7 +18,7 @@ from coupled_adam.evaluation import evaluate
 from coupled_adam.experiments import recorded
 from coupled_adam.experiments.recorded import FOLDER, Point
 from coupled_adam.experiments.sweep import run_sweep
-from coupled_adam.files import read_text, write_json
+from coupled_adam.files import read_text
 from coupled_adam.text import Corpus
 from coupled_adam.training import Run
 
@@ -91,10 +91,9 @@ def make(
         tables.append(pd.DataFrame(row, index=one.measured.index).join(one.measured))
         rows.append({"stage": "report", **row})
     name = f"{PREFIX}{point.name}"
-    recorded.write_table(pd.concat(tables, ignore_index=True), name, out)
     about = recorded.provenance_of(where, pd.DataFrame(rows), runs)
     about["recorded"].pop("commit")
-    write_json(recorded.path_of(name, out, "json"), about)
+    recorded.write_record(pd.concat(tables, ignore_index=True), about, name, out)
     return read(point.name, out)
 
 

@@ -216,8 +216,7 @@ def make(
 def _record(
     point: Point, where: Setting, table: pd.DataFrame, runs: str | Path, out: str | Path
 ) -> pd.DataFrame:
-    write_table(table, point.name, out)
-    write_json(path_of(point.name, out, "json"), provenance_of(where, table, runs))
+    write_record(table, provenance_of(where, table, runs), point.name, out)
     return read(point.name, out)
 
 
@@ -294,6 +293,26 @@ def winners(table: pd.DataFrame) -> dict[str, float]:
 def path_of(name: str, folder: str | Path = FOLDER, ending: str = "csv") -> Path:
     """The file of a recorded table, or with the ending "json" of what it depends on."""
     return Path(folder) / f"{name.replace(' ', '-')}.{ending}"
+
+
+def write_record(table: pd.DataFrame, about: dict[str, Any], name: str, out: str | Path) -> None:
+    """Write a table and what it depends on, ``NAME.csv`` and ``NAME.json``.
+
+    The table comes last, so that a setting that has one is recorded whole: when the other file
+    could not be made, a table once lay there alone and passed for a record.
+
+    Args:
+        table: one row a run, or more.
+        about: as from ``provenance_of``.
+        name: of the record.
+        out: the folder, made if it is not there.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    Path(out).mkdir(parents=True, exist_ok=True)
+    write_json(path_of(name, out, "json"), about)
+    write_table(table, name, out)
 
 
 def write_table(table: pd.DataFrame, name: str, out: str | Path) -> None:
