@@ -31,7 +31,7 @@ EXECUTED = BUILD / "executed"
 SECONDS_PER_CELL = 600
 # What times its steps has the machine to itself, and what takes longest is begun before the rest.
 TIMED = {"07-what-it-costs"}
-LONGEST = {"08-a-small-gpt"}
+LONGEST = {"08-a-small-gpt", "09-downstream", "12-the-alternatives"}
 # Two chapters at a time, each on a share of the cores.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 LANES = min(2, CORES)
