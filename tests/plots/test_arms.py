@@ -52,6 +52,12 @@ PICTURES = {
         table(names).query("step == 1").assign(panel="all", row="use"), NOTHING, "score"
     ),
     "by_size": lambda names: plots.by_size(table(names).query("seed == 0"), VALUE),
+    "by_number": lambda names: plots.by_number(
+        table(names).query("step == 1").assign(a=lambda rows: rows["optimizer"].map(len)),
+        "a",
+        "exponent",
+        VALUE,
+    ),
     "clouds": lambda names: plots.clouds(embeddings(names), COUNTS),
     "clouds_before_and_after": lambda names: plots.clouds_before_and_after(
         random.normal(size=(V, H)), each(names, V, H)
