@@ -185,6 +185,22 @@ def test_pictures_of_different_sizes_are_whole() -> None:
     assert not any(image.has_attr("data-over") for image in images)
 
 
+def test_a_picture_of_words_holds_all_of_them() -> None:
+    # The control of chapter 12: a table, and a sentence that ran out of the picture on the right.
+    table = pytest.importorskip("pandas").DataFrame
+    imread = pytest.importorskip("matplotlib.image").imread
+
+    def told(rows: int) -> tuple[Any, str]:
+        "A table and a long sentence."
+        return table({"loss": [5.25] * rows}), "It says this and that, many times. " * 6
+
+    result = explore(told, rows=[4, 5])
+    assert "5.25\nIt says" in result.text()
+    dark = imread(io.BytesIO(result.png()))[..., :3].min(axis=-1) < 0.5
+    (rows, columns), (height, width) = dark.nonzero(), dark.shape
+    assert columns.max() < width - 5 and rows.min() > 3 and rows.max() < height - 3
+
+
 def test_a_picture_without_a_sentence_says_its_setting() -> None:
     explored = explore(lambda slope: drawn(slope)[0], slope=[1, 2])
     images = [state.select_one("img") for state in config_and_states(explored.html())[1]]

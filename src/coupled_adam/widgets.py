@@ -16,6 +16,7 @@ import itertools
 import math
 import numbers
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,7 @@ __all__ = ["Exploration", "explore"]
 MOST_SETTINGS = 60
 MOST_KILOBYTES = 800
 _COLOURS = 63
+_COLUMNS = 78  # of words in a picture of words
 
 
 def explore(function: Callable[..., Any], /, **knobs: Any) -> Exploration:
@@ -408,7 +410,9 @@ def _shown(result: Any, setting: str) -> _Result:
         )
     if sentence:
         shown += f'<p class="says">{html.escape(sentence)}</p>'
-        words = sentence if picture else f"{words}. {sentence}"
+        # Below a table, not behind its last row.
+        between = "\n" if "\n" in words else ". "
+        words = sentence if picture else f"{words}{between}{sentence}"
     return _Result(words, shown, picture)
 
 
@@ -430,7 +434,10 @@ def _picture_of_words(words: str) -> _Picture:
     with needs("book"):
         from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 0.4 + 0.25 * (words.count("\n") + 1)), dpi=110)
+    # What is wider than the picture would be cut off.
+    lines = [part for line in words.splitlines() for part in textwrap.wrap(line, _COLUMNS) or [""]]
+    words = "\n".join(lines)
+    figure = Figure(figsize=(7, 0.4 + 0.25 * len(lines)), dpi=110)
     # Dollar signs are the function's own, not mathematics.
     figure.text(0.02, 0.5, words, va="center", family="monospace", size=10, parse_math=False)
     return _picture(figure)

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from small_run import VOCABULARY
+from small_run import SETTINGS
 from typer.testing import CliRunner
 
 from coupled_adam import cli
@@ -11,7 +11,6 @@ from coupled_adam.errors import RefusedError
 from coupled_adam.evaluation import evaluate
 from coupled_adam.experiments import downstream, recorded
 from coupled_adam.experiments.sweep import run_sweep
-from coupled_adam.gpt import GPTConfig
 
 RECORDED = downstream.recorded_points()
 NUMBERS = ["value", "low", "high", "chance"]
@@ -36,15 +35,9 @@ def test_a_record_holds_every_run_of_the_report(point):
 
 @pytest.fixture
 def tiny(monkeypatch, corpus):
-    small = {
-        "model": GPTConfig(VOCABULARY, context=8, layers=1, heads=2, width=16),
-        "batch_size": 4,
-        "learning_rate": 1e-2,
-        "evaluation_tokens": 64,
-    }
     points = [
-        recorded.Point("a b", "wikipedia", 192, changes=small, report_seeds=(0, 1)),
-        recorded.Point("twin", "wikipedia", 192, changes=small, twin_of="a b"),
+        recorded.Point("a b", "wikipedia", 192, changes=SETTINGS, report_seeds=(0, 1)),
+        recorded.Point("twin", "wikipedia", 192, changes=SETTINGS, twin_of="a b"),
     ]
     monkeypatch.setattr(recorded.text, "wikipedia_sample", lambda _: corpus)
     monkeypatch.setattr(recorded, "POINTS", points)

@@ -6,14 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from small_run import VOCABULARY
+from small_run import SETTINGS
 from typer.testing import CliRunner
 
 from coupled_adam import cli
 from coupled_adam.errors import RefusedError
 from coupled_adam.experiments import evidence, recorded
 from coupled_adam.experiments.sweep import DIVERGED_FILE, run_name, run_sweep
-from coupled_adam.gpt import GPTConfig
 from coupled_adam.training.folder import CHECKPOINT_FILE
 
 BOOKS = os.environ.get("COUPLED_ADAM_BOOKS")
@@ -82,16 +81,10 @@ def test_one_run_of_a_record_is_repeated(point):
 @pytest.fixture
 def tiny(monkeypatch, corpus):
     """Two points of six-step runs on a small language, the second around the first."""
-    small = {
-        "model": GPTConfig(VOCABULARY, context=8, layers=1, heads=2, width=16),
-        "batch_size": 4,
-        "learning_rate": 1e-2,
-        "evaluation_tokens": 64,
-    }
     points = [
-        recorded.Point("a", "wikipedia", 192, changes=small, shuffled=recorded.PAIR),
-        recorded.Point("b", "wikipedia", 384, changes=small, around="a"),
-        recorded.Point("a twin", "wikipedia", 192, changes=small, twin_of="a"),
+        recorded.Point("a", "wikipedia", 192, changes=SETTINGS, shuffled=recorded.PAIR),
+        recorded.Point("b", "wikipedia", 384, changes=SETTINGS, around="a"),
+        recorded.Point("a twin", "wikipedia", 192, changes=SETTINGS, twin_of="a"),
     ]
     monkeypatch.setattr(recorded.text, "wikipedia_sample", lambda _: corpus)
     monkeypatch.setattr(recorded, "POINTS", points)

@@ -16,7 +16,7 @@ from coupled_adam.report.experiment import Experiment, Measures
 from coupled_adam.training import DivergedError
 
 
-def same(one, other):
+def assert_same(one, other):
     """The results are equal but for the time that was spent."""
     pd.testing.assert_frame_equal(one.table, other.table, check_exact=True)
     assert replace(one, table=None, seconds=0) == replace(other, table=None, seconds=0)
@@ -88,8 +88,8 @@ def test_nothing_is_repeated(done, plan, corpus, tmp_path, monkeypatch):
         raise AssertionError("trained again")
 
     monkeypatch.setattr("coupled_adam.training.loop._backward", refuse)
-    same(Experiment(plan, corpus, again).run(), result)
-    same(experiment.found(again), result)
+    assert_same(Experiment(plan, corpus, again).run(), result)
+    assert_same(experiment.found(again), result)
 
 
 @pytest.mark.parametrize("runs", [0, 9])
@@ -125,7 +125,7 @@ def test_stopped_at_any_moment_it_ends_with_the_same_result(
             with pytest.raises(MemoryError):
                 Experiment(plan, corpus, place).run()
     assert experiment.evidence.measures is real
-    same(Experiment(plan, corpus, place).run(), result)
+    assert_same(Experiment(plan, corpus, place).run(), result)
 
 
 def test_an_interrupted_comparison_can_be_shown(done, plan, corpus, tmp_path):

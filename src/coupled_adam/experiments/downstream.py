@@ -53,7 +53,7 @@ def make(
     Args:
         point: of ``recorded.POINTS``, and no shuffled twin; needs its record in ``out``, which says
             what won.
-        books: the text "books", a file or folder; None will do for points on Wikipedia.
+        books: as for ``recorded.make``.
         runs: folder of the run folders; runs that are not there are made.
         out: folder of the records: the table as ``downstream-NAME.csv``, and
             ``downstream-NAME.json`` with the text, every session's environment and the seconds of

@@ -77,8 +77,8 @@ class Point:
         common: the common multiplier, or None.
         shuffled: arms that are trained on the shuffled twin of the text too, at the multipliers
             that won on the text itself.
-        twin_of: name of an earlier point that this one is nothing but the shuffled twin of: the
-            same arms, seeds and settings, at that point's winners; "" for none.
+        twin_of: name of an earlier point that this one is nothing but the shuffled twin of: its
+            arms at the multipliers that won there, on the same seeds; "" for none.
         varied: what it changes against the first point, such as "batch": the group of settings
             that ``predictor`` leaves out together; "" if it changes the optimizer and not what is
             trained, which ``predictor`` passes over.
@@ -150,8 +150,9 @@ _OF_ARMS = (
       for steps in (0, 100)),
     Point("decay 0.1", BOOKS, _TENTH, varied="", changes={"embedding_weight_decay": 0.1}),
 )  # fmt: skip
-# The shuffled twins of the settings that have none of their own, for gains that are net.
-_TWINS = tuple(_twin(point) for point in _OF_PLANS if not point.shuffled and point.name != "6.4M")
+# The shuffled twins of the settings that were recorded without: gains that are net take them, and
+# the settings need not be made again for it.
+_TWINS = tuple(_twin(point) for point in _OF_PLANS if not point.shuffled)
 POINTS = (*_OF_PLANS, *_OF_ARMS, *_TWINS)
 
 
